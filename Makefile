@@ -1,0 +1,55 @@
+# Every target sets up .venv first where it needs it. Flags go in ARGS: make train ARGS="--max-steps 5"
+PYTHON ?= python3
+EXPERIMENT ?= experiment_base
+ARGS ?=
+TORCH_INDEX ?=
+
+BIN := $(CURDIR)/.venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-fast lint tiny-model reproduce chat tensorboard clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(INSTALLED)  ## Make .venv with everything installed (TORCH_INDEX=URL takes torch from there)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than 3.11; run make PYTHON=python3.11" >&2; exit 2; }
+	@echo "Installing into .venv: $$(grep -cE '^[^#]' constraints.txt) pinned packages, torch among them"
+	@$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),@$(BIN)/pip install --quiet -c constraints.txt torch --index-url $(TORCH_INDEX))
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: $(INSTALLED)  ## Train experiment_base on the bundled model (EXPERIMENT=... for another)
+	@cd $(EXPERIMENT) && $(BIN)/python train.py $(ARGS)
+
+test: $(INSTALLED) lint  ## Lint, type check and run every test
+	@$(BIN)/pytest $(ARGS)
+
+test-fast: $(INSTALLED)  ## Run the tests that need no training
+	@$(BIN)/pytest -m "not slow" $(ARGS)
+
+lint: $(INSTALLED)  ## Check format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+
+tiny-model: $(INSTALLED)  ## Make the bundled model from nothing (about four minutes)
+	@$(BIN)/python -m common.models.tiny.make
+
+reproduce: $(INSTALLED)  ## Run the seeds behind the table of EXPERIMENT's README
+	@$(BIN)/python -m benchmarks.reproduce $(EXPERIMENT) $(ARGS)
+
+chat: $(INSTALLED)  ## Ask a model: RUN=<run directory or model name>, Q="12+5-3" for one question
+	@$(BIN)/python -m common.run.chat $(if $(RUN),--model $(RUN)) $(if $(Q),--question "$(Q)")
+
+tensorboard: $(INSTALLED)  ## Show all runs in TensorBoard
+	@$(BIN)/tensorboard --logdir runs
+
+clean:  ## Remove .venv and caches, never runs
+	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,96 @@
+"""One call per row, any number of sinks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+
+from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Sink
+from common.rollout.trajectory import Group
+
+
+class Logger:
+    """Sends rows of `{name: number}` to every sink, each row with the axes its metrics need.
+
+    A logger without sinks is silent, which is what ranks other than the first have.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], console: Console, samples_file: Path) -> None:
+        self._sinks = sinks
+        self._console = console
+        self._samples_file = samples_file
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+    def log_batch(self, batch_step: int, metrics: Mapping[str, float]) -> None:
+        """Log what is plotted over rollout batches."""
+        self._log({BATCH_AXIS: batch_step, **metrics})
+
+    def log_training_step(self, global_step: int, metrics: Mapping[str, float]) -> None:
+        """Log the `training_step/*` of one optimizer step."""
+        self._log({STEP_AXIS: global_step, **metrics})
+
+    def log_text(self, name: str, text: str, batch_step: int) -> None:
+        for sink in self._sinks:
+            sink.log_text(name, text, batch_step)
+
+    def log_samples(self, batch_step: int, groups: Sequence[Group], split: str) -> None:
+        """Append the groups, whole, to `samples.jsonl`, and the first completion as text."""
+        rows = [row for group in groups for row in sample_rows(batch_step, group, split)]
+        self._append_samples(rows)
+        if rows:
+            text = f"{rows[0]['question']}\n\n{rows[0]['completion']}"
+            self.log_text("examples/completion", text, batch_step)
+
+    def log_invalid_step(self, global_step: int, task_ids: Sequence[int]) -> None:
+        """Record the tasks of an optimizer batch whose gradient was not finite."""
+        self._append_samples([{"invalid_step": global_step, "task_ids": sorted(set(task_ids))}])
+
+    def _append_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self._sinks:
+            with self._samples_file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        if self._sinks:
+            self._console.print(text, highlight=False)
+
+    def _log(self, row: Mapping[str, float]) -> None:
+        for sink in self._sinks:
+            sink.log(row)
+
+
+def sample_rows(batch_step: int, group: Group, split: str) -> list[dict[str, Any]]:
+    """One flat row per rollout of a group."""
+    advantages = group.advantages or [None] * len(group.rollouts)
+    return [
+        {
+            "step": batch_step,
+            "split": split,
+            "question": group.task.question,
+            "completion": rollout.completion,
+            "ground_truth": group.task.answer,
+            "reward": rollout.reward,
+            **rollout.scores,
+            "advantage": advantage,
+            "stop_reason": rollout.trajectory.stop_reason,
+            "completion_tokens": rollout.trajectory.num_sampled,
+        }
+        for rollout, advantage in zip(group.rollouts, advantages, strict=True)
+    ]

@@ -1,0 +1,354 @@
+"""What is measured: rows of `{name: number}` from what happened in a step.
+
+The names are one vocabulary for all experiments. What does not apply to a run is absent, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from jaxtyping import Bool, Float, Num
+from torch import Tensor
+
+from common.logger.timer import Timer
+from common.replay_buffer import Experience, ExperienceBatch
+from common.rewards.answers import is_tagged
+from common.rewards.reward import Reward
+from common.rollout.trajectory import Group, Rollout
+
+Metrics = dict[str, float]
+
+RECENT_BATCHES = 10
+
+
+def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) -> Metrics:
+    """`rollouts/*` of one batch, from its groups and from their experiences with log-probs."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    returns = np.array([rollout.reward for rollout in rollouts])
+    advantages = np.array([advantage for group in groups for advantage in group.advantages])
+    lengths = np.array([rollout.trajectory.num_sampled for rollout in rollouts])
+    correct = np.array([rollout.correct for rollout in rollouts])
+    solved = np.array([sum(r.correct for r in group.rollouts) for group in groups])
+    sizes = np.array([len(group.rollouts) for group in groups])
+    metrics = {
+        "returns_sum": returns.sum(),
+        "returns_mean": returns.mean(),
+        "returns_std": returns.std(),
+        "returns_max": returns.max(),
+        "returns_min": returns.min(),
+        "returns_median": np.median(returns),
+        "returns_q25": np.quantile(returns, 0.25),
+        "returns_q75": np.quantile(returns, 0.75),
+        "returns_best_mean": np.mean([max(group.rewards) for group in groups]),
+        "advantages_mean": advantages.mean(),
+        "advantages_std": advantages.std(),
+        "total_rollouts": len(rollouts),
+        "completion_tokens_mean": lengths.mean(),
+        "completion_tokens_min": lengths.min(),
+        "completion_tokens_max": lengths.max(),
+        "truncated_fraction": np.mean([r.trajectory.stop_reason != "stop" for r in rollouts]),
+        "solved_none": np.mean(solved == 0),
+        "solved_some": np.mean((solved > 0) & (solved < sizes)),
+        "solved_all": np.mean(solved == sizes),
+        "zero_variance_fraction": np.mean([not group.has_signal for group in groups]),
+    }
+    if correct.any():
+        metrics["completion_tokens_correct_mean"] = lengths[correct].mean()
+    if not correct.all():
+        metrics["completion_tokens_incorrect_mean"] = lengths[~correct].mean()
+    metrics |= _log_prob_metrics(experiences)
+    return {f"rollouts/{name}": float(value) for name, value in metrics.items()}
+
+
+def _log_prob_metrics(experiences: Sequence[Experience]) -> Metrics:
+    """Over all sampled tokens of a batch, before it is learned from."""
+    old = _sampled_tokens(experiences, "log_probs_old")
+    sampler = _sampled_tokens(experiences, "log_probs_sampler")
+    ref = _sampled_tokens(experiences, "log_probs_ref")
+    entropy = _sampled_tokens(experiences, "entropy")
+    metrics: Metrics = {}
+    if len(old):
+        mismatch = np.abs(old - sampler)
+        metrics |= {
+            "logprob_mismatch_mean": mismatch.mean(),
+            "logprob_mismatch_max": mismatch.max(),
+        }
+    if len(entropy):
+        metrics["entropy_mean"] = entropy.mean()
+    if len(ref):
+        kl = np.expm1(ref - old) - (ref - old)
+        metrics |= {"kl_mean": kl.mean(), "kl_std": kl.std(), "kl_max": kl.max()}
+    return metrics
+
+
+def _sampled_tokens(experiences: Sequence[Experience], name: str) -> np.ndarray:
+    """All values of that name in a row, float64; empty if any experience lacks them."""
+    rows: list[Tensor] = []
+    for experience in experiences:
+        values = getattr(experience, name)
+        if values is None:
+            return np.empty(0)
+        rows.append(values[experience.sampled])
+    return torch.cat(rows).double().numpy()
+
+
+def preference_metrics(experiences: Iterable[Experience]) -> Metrics:
+    """How far the policy has moved from its reference on good and on bad completions.
+
+    `chosen` and `rejected` are the mean of log(policy / reference), summed over a completion, over
+    completions with positive and with negative advantage.
+    """
+    chosen: list[float] = []
+    rejected: list[float] = []
+    for experience in experiences:
+        if experience.log_probs_ref is None:
+            continue
+        shift = float((experience.log_probs_old - experience.log_probs_ref).double().sum())
+        if experience.advantage > 0:
+            chosen.append(shift)
+        elif experience.advantage < 0:
+            rejected.append(shift)
+    if not chosen or not rejected:
+        return {}
+    chosen_mean, rejected_mean = statistics.fmean(chosen), statistics.fmean(rejected)
+    return {
+        "rewards/chosen": chosen_mean,
+        "rewards/rejected": rejected_mean,
+        "rewards/margins": chosen_mean - rejected_mean,
+    }
+
+
+@dataclass
+class RunningScores:
+    """Scores of one reward function over a run: enough for recent means and the final table."""
+
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_BATCHES))
+    count: int = 0
+    total: float = 0.0
+    total_squared: float = 0.0
+    lowest: float = math.inf
+    highest: float = -math.inf
+
+    def add(self, scores: np.ndarray) -> None:
+        self.recent.append(float(scores.mean()))
+        self.count += len(scores)
+        self.total += float(scores.sum())
+        self.total_squared += float((scores**2).sum())
+        self.lowest = min(self.lowest, float(scores.min()))
+        self.highest = max(self.highest, float(scores.max()))
+
+    def final(self) -> Metrics:
+        mean = self.total / self.count
+        return {
+            "mean": mean,
+            "std": math.sqrt(max(0.0, self.total_squared / self.count - mean**2)),
+            "max": self.highest,
+            "min": self.lowest,
+            "total_samples": float(self.count),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**vars(self), "recent": list(self.recent)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self.recent = deque(state["recent"], maxlen=RECENT_BATCHES)
+
+
+class RunStatistics:
+    """What a run remembers from batch to batch: per-reward statistics, totals and the best mean."""
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        self.scores = {reward.name: RunningScores() for reward in rewards}
+        self.total_rollouts = 0
+        self.total_batches = 0
+        self.best_mean_return = -math.inf
+        self.invalid_losses = 0
+        self.invalid_in_a_row = 0
+
+    def add_batch(self, groups: Sequence[Group]) -> Metrics:
+        """Remember a batch; returns its `rewards/*`."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        metrics: Metrics = {}
+        for name, running in self.scores.items():
+            scores = np.array([rollout.scores[name] for rollout in rollouts])
+            running.add(scores)
+            metrics |= {
+                f"rewards/{name}_mean": float(scores.mean()),
+                f"rewards/{name}_max": float(scores.max()),
+                f"rewards/{name}_min": float(scores.min()),
+                f"rewards/{name}_recent_mean": statistics.fmean(running.recent),
+            }
+        mean_return = statistics.fmean(rollout.reward for rollout in rollouts)
+        self.total_rollouts += len(rollouts)
+        self.total_batches += 1
+        self.best_mean_return = max(self.best_mean_return, mean_return)
+        metrics["rewards/total_mean"] = mean_return
+        metrics["rewards/correctness_rate"] = statistics.fmean(r.correct for r in rollouts)
+        return metrics
+
+    def count_step(self, grad_norm: float) -> bool:
+        """Whether the gradient was finite; counts it if it was not."""
+        valid = math.isfinite(grad_norm)
+        self.invalid_in_a_row = 0 if valid else self.invalid_in_a_row + 1
+        self.invalid_losses += not valid
+        return valid
+
+    def final(self, total_steps: int) -> Metrics:
+        metrics = {
+            "final/total_steps": float(total_steps),
+            "final/total_batches": float(self.total_batches),
+            "final/total_rollouts": float(self.total_rollouts),
+        }
+        if self.total_batches:
+            metrics["final/best_mean_return"] = self.best_mean_return
+            for name, running in self.scores.items():
+                metrics |= {f"final/{name}_{key}": value for key, value in running.final().items()}
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "scores": {name: running.state_dict() for name, running in self.scores.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        scores = state["scores"]
+        vars(self).update({name: value for name, value in state.items() if name != "scores"})
+        for name, running in self.scores.items():
+            running.load_state_dict(scores[name])
+
+
+class StepSums:
+    """Adds up the micro-batches of one optimizer step and gives its `training_step/*`."""
+
+    def __init__(self) -> None:
+        self._loss: Tensor | float = 0.0
+        self._scored: Tensor | float = 0.0
+        self._ratio_max: Tensor = torch.tensor(-math.inf)
+        self._token_sums: dict[str, Tensor] = {}
+        self._outcome: Metrics = {}
+        self.tokens = 0
+        self.positions = 0
+
+    @torch.no_grad()
+    def add(
+        self,
+        loss: Float[Tensor, ""],
+        batch: ExperienceBatch,
+        ratio: Float[Tensor, "batch time"],
+        **per_token: Num[Tensor, "batch time"] | Bool[Tensor, "batch time"],
+    ) -> None:
+        """Take in a micro-batch: its share of the loss, and per-token values to be averaged."""
+        mask = batch.sampled
+        self._loss = self._loss + loss
+        self._scored = self._scored + mask.sum()
+        masked_ratio = ratio.masked_fill(~mask, -math.inf)
+        self._ratio_max = torch.maximum(self._ratio_max.to(ratio), masked_ratio.max())
+        for name, values in {**per_token, "ratio_mean": ratio}.items():
+            total = torch.where(mask, values, 0).sum()
+            self._token_sums[name] = self._token_sums.get(name, torch.zeros_like(total)) + total
+        self.tokens += batch.num_tokens
+        self.positions += mask.numel()
+
+    def finish(self, grad_norm: float, learning_rate: float) -> None:
+        """Record what the optimizer did with the sum."""
+        self._outcome = {"grad_norm": grad_norm, "learning_rate": learning_rate}
+
+    def metrics(self) -> Metrics:
+        """Means over the step's sampled tokens; a step without any has a loss and nothing else."""
+        metrics = {"loss": float(self._loss), **self._outcome}
+        if scored := float(self._scored):
+            metrics |= {name: float(total) / scored for name, total in self._token_sums.items()}
+            metrics["ratio_max"] = float(self._ratio_max)
+        return {f"training_step/{name}": value for name, value in metrics.items()}
+
+
+def epoch_metrics(steps: Sequence[StepSums]) -> Metrics:
+    """`training_epoch/*` of one pass over the buffer."""
+    rows = [step.metrics() for step in steps]
+
+    def column(name: str) -> list[float]:
+        values = [row.get(f"training_step/{name}", math.nan) for row in rows]
+        return [value for value in values if math.isfinite(value)]
+
+    metrics: Metrics = {"training_epoch/steps_per_epoch": float(len(steps))}
+    for name in ("loss", "kl"):
+        if values := column(name):
+            metrics[f"training_epoch/{name}_mean"] = statistics.fmean(values)
+            metrics[f"training_epoch/{name}_std"] = statistics.pstdev(values)
+    if norms := column("grad_norm"):
+        metrics["training_epoch/grad_norm_mean"] = statistics.fmean(norms)
+        metrics["training_epoch/grad_norm_max"] = max(norms)
+    return metrics
+
+
+def evaluation_metrics(groups: Sequence[Group]) -> Metrics:
+    """`eval/*` of held-out tasks.
+
+    `accuracy_tagged` is the accuracy among completions with an answer in tags, so that a model that
+    only learned the format cannot pass for one that learned to be right. `pass_at_k` is the share
+    of tasks with a right completion among the k sampled; it is absent for k = 1.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    tagged = [rollout for rollout in rollouts if is_tagged(rollout.completion)]
+    metrics = {
+        "eval/accuracy": _share_correct(rollouts),
+        "eval/format_rate": len(tagged) / len(rollouts),
+        "eval/returns_mean": statistics.fmean(rollout.reward for rollout in rollouts),
+        "eval/completion_tokens_mean": statistics.fmean(
+            rollout.trajectory.num_sampled for rollout in rollouts
+        ),
+    }
+    if tagged:
+        metrics["eval/accuracy_tagged"] = _share_correct(tagged)
+    if len(groups[0].rollouts) > 1:
+        metrics["eval/pass_at_k"] = statistics.fmean(
+            any(rollout.correct for rollout in group.rollouts) for group in groups
+        )
+    return metrics
+
+
+def _share_correct(rollouts: Sequence[Rollout]) -> float:
+    return statistics.fmean(rollout.correct for rollout in rollouts)
+
+
+def batch_metrics(
+    statistics: RunStatistics,
+    groups: Sequence[Group],
+    experiences: Sequence[Experience],
+    steps: Sequence[StepSums],
+    timer: Timer,
+) -> Metrics:
+    """All that is plotted over rollout batches: the batch, its rewards, its cost."""
+    sampled = sum(rollout.trajectory.num_sampled for group in groups for rollout in group.rollouts)
+    learned = sum(step.tokens for step in steps)
+    return {
+        **rollout_metrics(groups, experiences),
+        **statistics.add_batch(groups),
+        **preference_metrics(experiences),
+        **system_metrics(len(experiences)),
+        "training/invalid_loss_count": float(statistics.invalid_losses),
+        "perf/rollout_tokens_per_s": sampled / timer.seconds["rollout"],
+        "perf/train_tokens_per_s": learned / timer.seconds["train"],
+        "perf/padding_fraction": 1 - learned / sum(step.positions for step in steps),
+        **timer.metrics(),
+    }
+
+
+def system_metrics(replay_buffer_size: int) -> Metrics:
+    gigabyte = 1e9
+    return {
+        "system/gpu_memory_allocated_gb": torch.cuda.memory_allocated() / gigabyte,
+        "system/gpu_memory_reserved_gb": torch.cuda.memory_reserved() / gigabyte,
+        "system/process_memory_gb": psutil.Process().memory_info().rss / gigabyte,
+        "system/replay_buffer_size": float(replay_buffer_size),
+    }

@@ -1,0 +1,101 @@
+"""Log-probabilities of given tokens, without ever holding batch x time x vocabulary logits."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+# Logits held at a time: 2**24 float32 values are 64 MB, enough to keep any device busy.
+CHUNK_ELEMENTS = 2**24
+
+
+class TokenLogProbs(nn.Module):
+    """A causal language model as a function from tokens to their log-probabilities.
+
+    It is an `nn.Module` so that DDP can wrap it: log-probs computed past DDP's wrapper skip the
+    synchronisation of gradients without an error.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, temperature: float, chunk_elements: int = CHUNK_ELEMENTS
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.chunk_elements = chunk_elements
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, "batch time"],
+        attention_mask: Bool[Tensor, "batch time"],
+        scored: Bool[Tensor, "batch time"],
+    ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
+        """Log-probability of each scored token given all before it, and the entropy there, in nats.
+
+        Both are those of softmax(logits / temperature) in float32 (float64 for a float64 model) and
+        0 where `scored` is False. The entropy has no gradient. The first token of a row has no
+        context and cannot be scored.
+        """
+        positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        hidden = self.model.base_model(
+            input_ids=token_ids,
+            attention_mask=attention_mask.long(),
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state
+        rows = hidden[:, :-1][scored[:, 1:]]
+        targets = token_ids[:, 1:][scored[:, 1:]]
+        row_log_probs, row_entropy = self._score_in_chunks(rows, targets)
+        log_probs = torch.zeros(token_ids.shape, dtype=row_log_probs.dtype, device=rows.device)
+        return (
+            log_probs.masked_scatter(scored, row_log_probs),
+            torch.zeros_like(log_probs).masked_scatter(scored, row_entropy),
+        )
+
+    def _score_in_chunks(
+        self, hidden: Float[Tensor, "rows width"], targets: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """One chunk keeps its logits for backward; several are each recomputed there instead."""
+        chunk_rows = max(1, self.chunk_elements // self.model.config.get_text_config().vocab_size)
+        if len(targets) <= chunk_rows:
+            return self._score(hidden, targets)
+        parts = [
+            checkpoint(self._score, some_hidden, some_targets, use_reentrant=False)
+            for some_hidden, some_targets in zip(
+                hidden.split(chunk_rows), targets.split(chunk_rows), strict=True
+            )
+        ]
+        log_probs, entropies = zip(*parts, strict=True)
+        return torch.cat(log_probs), torch.cat(entropies)
+
+    def _score(
+        self, hidden: Float[Tensor, "rows width"], targets: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        logits = project_to_vocabulary(self.model, hidden)
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        log_probs = torch.log_softmax(logits.to(dtype) / self.temperature, dim=-1)
+        with torch.no_grad():
+            # A token of probability 0 has log-prob -inf and adds nothing to the entropy.
+            entropy = -torch.nan_to_num(log_probs.exp() * log_probs, nan=0.0).sum(dim=-1)
+        return log_probs.gather(-1, targets[:, None])[:, 0], entropy
+
+
+def project_to_vocabulary(
+    model: PreTrainedModel, hidden: Float[Tensor, "rows width"]
+) -> Float[Tensor, "rows vocab"]:
+    """Logits from final hidden states, with the scale or soft cap that the model's config names."""
+    projection = cast(nn.Module, model.get_output_embeddings())
+    logits: Tensor = projection(hidden)
+    config = model.config.get_text_config()
+    if (multiplier := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * multiplier
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits

@@ -1,0 +1,180 @@
+"""What was experienced, and in which batches it is learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from common.models.log_probs import TokenLogProbs
+from common.rollout.trajectory import Group, Trajectory
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One sequence to learn from. Per-token tensors are zero where `sampled` is False."""
+
+    task_id: int
+    token_ids: Int[Tensor, " time"]
+    sampled: Bool[Tensor, " time"]
+    advantage: float
+    log_probs_sampler: Float[Tensor, " time"]
+    """As the sampler saw them; compared with `log_probs_old` to find mismatches."""
+    log_probs_old: Float[Tensor, " time"]
+    """Under the policy that sampled: the sampler's until the learner has recomputed them."""
+    log_probs_ref: Float[Tensor, " time"] | None = None
+    entropy: Float[Tensor, " time"] | None = None
+
+    @classmethod
+    def from_trajectory(cls, task_id: int, trajectory: Trajectory, advantage: float) -> Experience:
+        log_probs = torch.tensor(trajectory.log_probs)
+        return cls(
+            task_id,
+            torch.tensor(trajectory.token_ids),
+            torch.tensor(trajectory.sampled_mask),
+            advantage,
+            log_probs_sampler=log_probs,
+            log_probs_old=log_probs,
+        )
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+def experiences_from(groups: Iterable[Group]) -> list[Experience]:
+    """One experience per rollout, group by group."""
+    return [
+        Experience.from_trajectory(group.task.task_id, rollout.trajectory, advantage)
+        for group in groups
+        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class ExperienceBatch:
+    """Experiences padded on the right to the longest among them."""
+
+    token_ids: Int[Tensor, "batch time"]
+    attention_mask: Bool[Tensor, "batch time"]
+    sampled: Bool[Tensor, "batch time"]
+    advantages: Float[Tensor, " batch"]
+    log_probs_old: Float[Tensor, "batch time"]
+    log_probs_ref: Float[Tensor, "batch time"] | None
+    num_tokens: int
+
+    @classmethod
+    def collate(cls, experiences: Sequence[Experience], device: torch.device) -> ExperienceBatch:
+        def padded(rows: Sequence[Tensor]) -> Tensor:
+            return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)
+
+        def padded_if_known(rows: Sequence[Tensor | None]) -> Tensor | None:
+            known = [row for row in rows if row is not None]
+            return padded(known) if len(known) == len(rows) else None
+
+        lengths = torch.tensor([len(experience) for experience in experiences])
+        time = torch.arange(int(lengths.max()))
+        log_probs_old = padded([experience.log_probs_old for experience in experiences])
+        dtype = log_probs_old.dtype
+        return cls(
+            padded([experience.token_ids for experience in experiences]),
+            (time < lengths[:, None]).to(device),
+            padded([experience.sampled for experience in experiences]),
+            torch.tensor([experience.advantage for experience in experiences], dtype=dtype).to(
+                device
+            ),
+            log_probs_old,
+            padded_if_known([experience.log_probs_ref for experience in experiences]),
+            int(lengths.sum()),
+        )
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+def micro_batches(
+    experiences: Sequence[Experience], size: int, device: torch.device
+) -> Iterator[ExperienceBatch]:
+    """Split by length, shortest first, so that little is padded.
+
+    Memory and speed are all that depends on `size`: losses are shares of the whole optimizer batch.
+    """
+    ordered = [experiences[index] for index in _by_length(experiences)]
+    for start in range(0, len(ordered), size):
+        yield ExperienceBatch.collate(ordered[start : start + size], device)
+
+
+def _by_length(experiences: Sequence[Experience]) -> list[int]:
+    return sorted(range(len(experiences)), key=lambda index: len(experiences[index]))
+
+
+@torch.no_grad()
+def score_tokens(
+    policy: TokenLogProbs, experiences: Sequence[Experience], size: int, device: torch.device
+) -> list[tuple[Float[Tensor, " time"], Float[Tensor, " time"]]]:
+    """Log-probs and entropies of each experience's tokens under a model, on the CPU."""
+    rows: list[tuple[Tensor, Tensor]] = []
+    for batch in micro_batches(experiences, size, device):
+        log_probs, entropy = policy(batch.token_ids, batch.attention_mask, batch.sampled)
+        rows.extend(zip(log_probs.cpu(), entropy.cpu(), strict=True))
+    scored = dict(zip(_by_length(experiences), rows, strict=True))
+    return [
+        (scored[index][0][: len(experience)], scored[index][1][: len(experience)])
+        for index, experience in enumerate(experiences)
+    ]
+
+
+def with_log_probs(
+    experiences: Sequence[Experience],
+    policy: TokenLogProbs,
+    reference: TokenLogProbs | None,
+    size: int,
+    device: torch.device,
+) -> list[Experience]:
+    """The experiences with what the learner's policy and reference say of their tokens."""
+    scored = score_tokens(policy, experiences, size, device)
+    completed = [
+        replace(experience, log_probs_old=log_probs, entropy=entropy)
+        for experience, (log_probs, entropy) in zip(experiences, scored, strict=True)
+    ]
+    if reference is None:
+        return completed
+    scored = score_tokens(reference, experiences, size, device)
+    return [
+        replace(experience, log_probs_ref=log_probs)
+        for experience, (log_probs, _) in zip(completed, scored, strict=True)
+    ]
+
+
+class ReplayBuffer:
+    """Experiences of the current step. With a limit, the oldest make room for the newest."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
+        self._items: list[Experience] = []
+
+    def append(self, experience: Experience) -> None:
+        self.extend([experience])
+
+    def extend(self, experiences: Iterable[Experience]) -> None:
+        self._items.extend(experiences)
+        if self._limit is not None and len(self._items) > self._limit:
+            del self._items[: len(self._items) - self._limit]
+
+    def clear(self) -> None:
+        self._items.clear()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Experience]:
+        return iter(self._items)
+
+    def batches(self, batch_size: int, rng: np.random.Generator) -> Iterator[list[Experience]]:
+        """Each experience once, in shuffled optimizer batches; the last may be short."""
+        order = rng.permutation(len(self._items)).tolist()
+        for start in range(0, len(order), batch_size):
+            yield [self._items[index] for index in order[start : start + batch_size]]

@@ -1,0 +1,105 @@
+"""Named, weighted reward functions, and where users' own come in."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from common.errors import UserError
+from common.rewards.answers import answer_check, number_check
+from common.rewards.tags import format_approx, format_exact
+from common.tasks.task import Task
+
+RewardFunction = Callable[[str, Task], float]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A pure function of completion and task, and how much its score counts."""
+
+    name: str
+    function: RewardFunction
+    weight: float
+
+
+def text_rewards(reasoning_tag: str) -> dict[str, RewardFunction]:
+    """The reward functions of the base experiment, by name."""
+    return {
+        "answer_check": answer_check,
+        "number_check": number_check,
+        "format_exact": partial(format_exact, reasoning_tag=reasoning_tag),
+        "format_approx": partial(format_approx, reasoning_tag=reasoning_tag),
+    }
+
+
+def build_rewards(
+    functions: Mapping[str, RewardFunction], own_functions: Sequence[str], weights: str
+) -> list[Reward]:
+    """All functions with their weights from `name=weight,...`; one not named there has weight 0.
+
+    `own_functions` are `module:function` of the user's; each is known by its function's name and
+    has weight 1 unless named. Raises `UserError` for unknown names and impossible weights.
+    """
+    own = {path.partition(":")[2]: import_function(path) for path in own_functions}
+    if taken := sorted(set(own) & set(functions)):
+        raise UserError(f"--reward {taken[0]}: that name is taken; rename your function")
+    functions = {**functions, **own}
+    parsed = {**dict.fromkeys(own, 1.0), **parse_weights(weights, known=list(functions))}
+    if not any(parsed.values()):
+        raise UserError(f"--reward-weights {weights}: every weight is 0; give one that is not")
+    return [Reward(name, function, parsed.get(name, 0.0)) for name, function in functions.items()]
+
+
+def parse_weights(text: str, known: Sequence[str]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = (part.strip() for part in item.partition("="))
+        if name not in known:
+            raise UserError(f"--reward-weights {name}: unknown reward; known: {', '.join(known)}")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            weights[name] = math.nan
+        if not math.isfinite(weights[name]):
+            raise UserError(f"--reward-weights {item}: not name=number; write {name}=1.0")
+    return weights
+
+
+def import_function(path: str) -> RewardFunction:
+    """Import `module:function`, looking in the working directory first."""
+    module_name, _, function_name = path.partition(":")
+    if not module_name or not function_name:
+        raise UserError(f"--reward {path}: not of the form module:function")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--reward {path}: no module {error.name!r}; run from its directory or install it"
+        ) from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UserError(f"--reward {path}: {module_name} has no function {function_name!r}")
+    return cast(RewardFunction, function)
+
+
+def score(rewards: Sequence[Reward], completion: str, task: Task) -> tuple[dict[str, float], float]:
+    """Every function's raw score, and their weighted sum.
+
+    Raises `UserError` naming the function whose score is not a finite number.
+    """
+    scores: dict[str, float] = {}
+    for reward in rewards:
+        value = reward.function(completion, task)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"reward {reward.name} gave {value!r}; it must give a finite number")
+        scores[reward.name] = float(value)
+    return scores, sum(reward.weight * scores[reward.name] for reward in rewards)

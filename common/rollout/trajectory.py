@@ -1,0 +1,97 @@
+"""Conversations as tokens. Every token is born with the answer to: did the policy sample it?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from common.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens that were either all sampled by the policy or all given to it."""
+
+    token_ids: tuple[int, ...]
+    sampled: bool
+    log_probs: tuple[float, ...] = ()
+    """The sampler's log-probability of each sampled token; empty for given tokens."""
+
+    def __post_init__(self) -> None:
+        expected = len(self.token_ids) if self.sampled else 0
+        if len(self.log_probs) != expected:
+            raise ValueError(f"{len(self.log_probs)} log-probs where {expected} belong")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What the model read and wrote, in order. Ids, mask and log-probs all derive from segments."""
+
+    segments: tuple[Segment, ...]
+    stop_reason: str
+
+    @property
+    def token_ids(self) -> list[int]:
+        return list(chain.from_iterable(segment.token_ids for segment in self.segments))
+
+    @property
+    def sampled_mask(self) -> list[bool]:
+        """True on each token that the policy sampled."""
+        return list(
+            chain.from_iterable(
+                [segment.sampled] * len(segment.token_ids) for segment in self.segments
+            )
+        )
+
+    @property
+    def log_probs(self) -> list[float]:
+        """The sampler's log-probability of each token, 0.0 where it was given."""
+        return list(
+            chain.from_iterable(
+                segment.log_probs if segment.sampled else [0.0] * len(segment.token_ids)
+                for segment in self.segments
+            )
+        )
+
+    @property
+    def sampled_ids(self) -> list[int]:
+        return list(
+            chain.from_iterable(segment.token_ids for segment in self.segments if segment.sampled)
+        )
+
+    @property
+    def num_sampled(self) -> int:
+        return sum(len(segment.token_ids) for segment in self.segments if segment.sampled)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A finished conversation about a task, with its scores."""
+
+    trajectory: Trajectory
+    completion: str
+    """What the policy wrote, decoded without turn delimiters."""
+    scores: Mapping[str, float]
+    """The raw score of every reward function."""
+    reward: float
+    """The weighted sum of the scores."""
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """All rollouts of one task in one batch, each with its advantage over the others."""
+
+    task: Task
+    rollouts: Sequence[Rollout]
+    advantages: Sequence[float] = field(default=())
+
+    @property
+    def rewards(self) -> list[float]:
+        return [rollout.reward for rollout in self.rollouts]
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether any reward differs from another; without that every advantage is zero."""
+        return len(set(self.rewards)) > 1

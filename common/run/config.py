@@ -1,0 +1,286 @@
+"""The flags that every experiment shares, their validation, and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import io
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import docstring_parser
+import tyro
+
+from common.errors import UserError
+
+# Default of a flag whose value depends on the model; `resolve_defaults` fills it in.
+UNRESOLVED: Any = None
+
+# Names that older guides use.
+ALIASES = {"lr": ["--learning-rate"], "train_batch_size": ["--batch-size"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    model_name: str = "tiny"
+    """Bundled name (tiny), directory, or Hub id of the policy."""
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N or mps."""
+    system_prompt: str = UNRESOLVED
+    """System message of every conversation. Default: none for tiny, one that asks for the tags
+    for any other model; give "" for none."""
+    reasoning_tag: str = "think"
+    """Tag in which the reasoning belongs; the answer belongs in <answer>."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFlags:
+    data_path: Path | None = None
+    """JSONL file with question and answer per line (GSM8K's form included). Default: the
+    bundled data/math_tasks.jsonl."""
+    max_prompts: int | None = None
+    """Use only this many of the training tasks."""
+    max_terms: int | None = None
+    """Drop tasks with more terms. Default: 4 for tiny with the bundled tasks."""
+    max_digits: int | None = None
+    """Drop tasks with longer numbers. Default: 1 for tiny with the bundled tasks."""
+    reward_weights: str = "answer_check=1,format_exact=0.1"
+    """Weights of the rewards as name=w,...; a function that is not named is only logged."""
+    reward: tuple[str, ...] = ()
+    """Your own reward functions as module:function (weight 1 unless named in the weights)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutFlags:
+    rollouts_per_step: int = 32
+    """Tasks per rollout batch (N), over all ranks."""
+    group_size: int = 8
+    """Completions per task (G)."""
+    temperature: float = 1.0
+    """Sampling temperature; log-probs everywhere are taken at the same one."""
+    top_p: float = 1.0
+    """Nucleus sampling. Below 1 the sampled distribution is not the one that is learned."""
+    max_completion_tokens: int = UNRESOLVED
+    """Most sampled tokens per conversation. Default: 64 for tiny, else 512."""
+    max_length: int = UNRESOLVED
+    """Most tokens in a sequence, prompt included. Default: 160 for tiny, else 1024."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerFlags:
+    max_steps: int = UNRESOLVED
+    """Rollout batches to run. Default: 20 for tiny, else 100."""
+    train_batch_size: int = 128
+    """Sequences per optimizer step, over all ranks: what the loss is averaged over."""
+    micro_batch_size: int = 64
+    """Sequences per forward pass. Costs memory; changes no number beyond rounding."""
+    epochs_per_step: int = 1
+    """Passes over the replay buffer per rollout batch."""
+    lr: float = UNRESOLVED
+    """AdamW's learning rate. Default: 4e-4 for tiny, else 1e-6."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up: constant, or a decay to zero."""
+    warmup_fraction: float = 0.1
+    """Share of all optimizer steps over which the learning rate rises linearly."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+    adam_beta2: float = 0.95
+    """AdamW's decay of the mean squared gradient."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFlags:
+    eval_interval: int = 10
+    """Evaluate every this many steps, besides the start and the end; 0 for those two alone."""
+    eval_samples: int = 256
+    """Held-out tasks to evaluate on; 0 turns evaluation off."""
+    eval_group_size: int = 1
+    """Completions per held-out task; from 2 on eval/pass_at_k is logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    seed: int = 1
+    """Seed of everything random."""
+    log_dir: Path | None = None
+    """Root of all runs. Default: runs/ in the repository."""
+    run_name: str | None = None
+    """Name of the run's directory. Default: made from time and seed."""
+    log_completions_interval: int = 5
+    """Write sampled completions to samples.jsonl every this many steps; 0 for never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunFlags, EvaluationFlags, OptimizerFlags, RolloutFlags, TaskFlags, ModelFlags):
+    """Flags of every experiment. An experiment inherits from this and adds its own."""
+
+    def __post_init__(self) -> None:
+        check = _Checker(self)
+        check("group_size", lambda size: size >= 2, "at least 2: one completion has no baseline")
+        check("temperature", lambda value: 0 < value < math.inf, "above 0: training must explore")
+        check("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        for name in ("rollouts_per_step", "train_batch_size", "micro_batch_size"):
+            check(name, lambda count: count >= 1, "at least 1")
+        for name in ("epochs_per_step", "eval_group_size"):
+            check(name, lambda count: count >= 1, "at least 1")
+        for name in ("max_steps", "max_prompts", "max_terms", "max_digits"):
+            check(name, lambda count: count >= 1, "at least 1")
+        for name in ("eval_interval", "eval_samples", "log_completions_interval"):
+            check(name, lambda count: count >= 0, "0 or more")
+        check("max_completion_tokens", lambda count: count >= 1, "at least 1")
+        check("max_length", lambda count: count >= 2, "at least 2: a prompt and a completion")
+        check("lr", lambda value: 0 < value < math.inf, "above 0")
+        for name in ("adam_beta1", "adam_beta2"):
+            check(name, lambda value: 0 <= value < 1, "from 0 to below 1")
+        check("warmup_fraction", lambda value: 0 <= value <= 1, "from 0 to 1")
+        for name in ("weight_decay", "max_grad_norm"):
+            check(name, lambda value: 0 <= value < math.inf, "0 or more")
+        check("seed", lambda value: 0 <= value < 2**63, "0 or more and below 2**63")
+        check("reasoning_tag", lambda tag: re.fullmatch(r"\w+", tag), "one word, without brackets")
+
+    def logs_completions(self, step: int) -> bool:
+        return self.log_completions_interval > 0 and step % self.log_completions_interval == 0
+
+    def check(self, name: str, accepts: Callable[[float], object], accepted: str) -> None:
+        """Raise `UserError` naming the flag unless its value is None or accepted."""
+        _Checker(self)(name, accepts, accepted)
+
+
+class _Checker:
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+
+    def __call__(self, name: str, accepts: Callable, accepted: str) -> None:
+        value = getattr(self._config, name)
+        if value is not None and not accepts(value):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be {accepted}")
+
+
+ConfigType = TypeVar("ConfigType", bound=TrainConfig)
+
+# What a flag means when it is not given, for a bundled model and for any other.
+BUNDLED_DEFAULTS = {
+    "lr": 4e-4,
+    "max_steps": 20,
+    "max_completion_tokens": 64,
+    "max_length": 160,
+    "system_prompt": "",
+}
+MODEL_DEFAULTS = {
+    "lr": 1e-6,
+    "max_steps": 100,
+    "max_completion_tokens": 512,
+    "max_length": 1024,
+    "system_prompt": (
+        "Reason about the question step by step inside <{tag}> </{tag}> tags, "
+        "then give only the final answer inside <answer> </answer> tags."
+    ),
+}
+
+
+def resolve_defaults(config: ConfigType, *, bundled: bool) -> ConfigType:
+    """The config with every default that depends on the model filled in."""
+    defaults: dict[str, object] = dict(BUNDLED_DEFAULTS if bundled else MODEL_DEFAULTS)
+    defaults["system_prompt"] = str(defaults["system_prompt"]).format(tag=config.reasoning_tag)
+    if bundled and config.data_path is None:
+        defaults |= {"max_terms": 4, "max_digits": 1}
+    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)
+
+
+def parse_config(
+    config_class: type[ConfigType], arguments: Sequence[str] | None = None
+) -> ConfigType:
+    """Read the command line into the flat config class.
+
+    tyro groups its help by nested class, so the flags are parsed as one nested class per class that
+    declares them and then laid flat. Raises `UserError` for anything that is not a valid flag.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    groups = _flag_groups(config_class)
+    _reject_unknown_flags(arguments, groups)
+    nested = dataclasses.make_dataclass(
+        "Flags",
+        [
+            (name, Annotated[group, tyro.conf.OmitArgPrefixes], dataclasses.field(default=group()))
+            for name, group in groups.items()
+        ],
+        frozen=True,
+    )
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            parsed = tyro.cli(nested, args=arguments, description=config_class.__doc__)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(complaint.getvalue())) from None
+    values = {
+        field.name: getattr(getattr(parsed, name), field.name)
+        for name, group in groups.items()
+        for field in dataclasses.fields(group)
+    }
+    return config_class(**values)
+
+
+def _flag_groups(config_class: type[TrainConfig]) -> dict[str, type]:
+    """A dataclass per class that declares flags, the experiment's own first."""
+    declaring = [cls for cls in config_class.__mro__ if "__annotations__" in vars(cls)]
+    help_texts = {
+        parameter.arg_name: " ".join((parameter.description or "").split())
+        for cls in reversed(declaring)
+        for parameter in docstring_parser.parse_from_object(cls).params
+    }
+    hints = get_type_hints(config_class)
+    shared_home = {
+        name: cls.__name__
+        for cls in TrainConfig.__mro__
+        for name in vars(cls).get("__annotations__", {})
+    }
+    members: dict[str, list] = {}
+    for field in dataclasses.fields(config_class):
+        home = shared_home.get(field.name, "ExperimentFlags").removesuffix("Flags").lower()
+        hint = hints[field.name]
+        annotated = Annotated[
+            hint | None if field.default is UNRESOLVED else hint,
+            tyro.conf.arg(help=help_texts[field.name], aliases=ALIASES.get(field.name)),
+        ]
+        default = dataclasses.field(default=field.default)
+        members.setdefault(home, []).append((field.name, annotated, default))
+    order = sorted(members, key=lambda home: home != "experiment")
+    return {home: dataclasses.make_dataclass(home, members[home], frozen=True) for home in order}
+
+
+def _reject_unknown_flags(arguments: Sequence[str], groups: dict[str, type]) -> None:
+    known = {"--help", *chain.from_iterable(ALIASES.values())}
+    for group in groups.values():
+        for field in dataclasses.fields(group):
+            flag = field.name.replace("_", "-")
+            known |= {f"--{flag}", f"--no-{flag}"} if field.type is bool else {f"--{flag}"}
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            nearest = difflib.get_close_matches(flag, sorted(known), n=1)
+            remedy = f"did you mean {nearest[0]}?" if nearest else "see --help"
+            raise UserError(f"{flag}: unknown flag; {remedy}")
+
+
+def _one_line(complaint: str) -> str:
+    """tyro's framed message without its frame."""
+    text = " ".join(re.sub(r"[─│╭╮╰╯┌┐└┘━]", " ", complaint).split())
+    message = re.split(r" (?:Argument helptext|For full helptext)", text)[0]
+    return (
+        re.sub(r"^[A-Z][a-z ]+ (?=Error|Unrecognized|invalid|Missing)", "", message)
+        + "; see --help"
+    )

@@ -1,0 +1,25 @@
+"""From `--device` to a device that exists."""
+
+from __future__ import annotations
+
+import torch
+
+from common.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA if there is a GPU, else the CPU. Raises `UserError` for an absent device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:N or mps") from None
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= present.get(device.type, 0):
+        raise UserError(f"--device {name}: this machine has no such device; try --device auto")
+    return device

@@ -1,0 +1,57 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.algo.kl import kl_divergence_k3
+
+EVERYWHERE = torch.tensor([[True]])
+
+
+def k3(difference: float, dtype: torch.dtype = torch.float64) -> float:
+    """With log_probs_ref - log_probs = difference."""
+    policy = torch.zeros(1, 1, dtype=dtype)
+    return float(kl_divergence_k3(policy, policy + difference, EVERYWHERE))
+
+
+def test_values_worked_out_by_hand():
+    assert k3(0.0) == 0.0
+    assert k3(math.log(2)) == pytest.approx(2 - 1 - math.log(2))
+    assert k3(-math.log(2)) == pytest.approx(0.5 - 1 + math.log(2))
+
+
+@given(st.floats(-60, 60, width=32))
+def test_never_negative_and_always_finite_in_float32(difference):
+    value = k3(difference, torch.float32)
+    assert 0 <= value < math.inf
+
+
+def test_the_textbook_form_is_negative_for_small_differences_in_float32():
+    small = torch.linspace(-1e-3, 1e-3, 10_001)
+    assert ((small.exp() - small - 1) < 0).any()
+    zeros = torch.zeros(1, len(small))
+    assert (kl_divergence_k3(zeros, small[None], torch.ones(1, len(small)).bool()) >= 0).all()
+
+
+def test_its_mean_over_samples_approaches_the_exact_divergence():
+    policy = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
+    reference = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
+    exact = float((policy.exp() * (policy - reference)).sum())
+    torch.manual_seed(0)
+    tokens = torch.multinomial(policy.exp(), 200_000, replacement=True)[None]
+    estimate = kl_divergence_k3(policy[tokens], reference[tokens], torch.ones_like(tokens).bool())
+    error = float(estimate.std()) / math.sqrt(tokens.numel())
+    assert float(estimate.mean()) == pytest.approx(exact, abs=4 * error)
+
+
+def test_outside_the_mask_it_is_zero_without_gradient_whatever_stands_there():
+    log_probs = torch.tensor([[-1.0, float("nan"), float("-inf")]], requires_grad=True)
+    reference = torch.tensor([[-2.0, -1.0, float("nan")]])
+    divergence = kl_divergence_k3(log_probs, reference, torch.tensor([[True, False, False]]))
+    divergence.sum().backward()
+    assert divergence[0, 1:].tolist() == [0, 0]
+    assert log_probs.grad is not None
+    assert log_probs.grad[0, 1:].tolist() == [0, 0]
+    assert float(log_probs.grad[0, 0]) == pytest.approx(1 - math.exp(-1))

@@ -1,0 +1,126 @@
+"""Small things that many tests build."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from common.replay_buffer import Experience
+from common.rollout.generate import Completion, Request
+from common.rollout.sampling import Sampling
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def random_model(dtype: torch.dtype, vocab_size: int = 512) -> PreTrainedModel:
+    """Two layers of Qwen3 with large weights, so that its distributions are far from uniform."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=48,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+    return Qwen3ForCausalLM(config).to(dtype).eval()  # pyright: ignore[reportArgumentType]
+
+
+def random_experiences(
+    count: int, vocab_size: int = 512, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> list[Experience]:
+    """Sequences of many lengths, with gaps in the mask, an empty one and a zero advantage."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(length: int) -> torch.Tensor:
+        return torch.randn(length, generator=generator, dtype=dtype)
+
+    experiences: list[Experience] = []
+    for number in range(count):
+        length = int(torch.randint(4, 20, (1,), generator=generator))
+        sampled = torch.rand(length, generator=generator) < 0.6
+        sampled[0] = False
+        if number == 1:
+            sampled[:] = False
+        advantage = 0.0 if number == 2 else float(noise(1))
+        experiences.append(
+            Experience(
+                task_id=number,
+                token_ids=torch.randint(0, vocab_size, (length,), generator=generator),
+                sampled=sampled,
+                advantage=advantage,
+                log_probs_sampler=torch.zeros(length),
+                log_probs_old=(noise(length) * 0.3 - 6) * sampled,
+                log_probs_ref=(noise(length) * 0.3 - 6) * sampled,
+            )
+        )
+    return experiences
+
+
+class ScriptedGenerator:
+    """Answers each request with the next line of a script, as tokens that end in a stop token."""
+
+    def __init__(self, lines: Sequence[Sequence[int]], stop_id: int) -> None:
+        self._lines = lines
+        self._stop_id = stop_id
+        self.requests: list[Request] = []
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        start = len(self.requests)
+        self.requests.extend(requests)
+        completions: list[Completion] = []
+        for number in range(start, len(self.requests)):
+            ids = [*self._lines[number % len(self._lines)], self._stop_id]
+            ids = ids[: sampling.max_new_tokens]
+            reason = "stop" if ids[-1] == self._stop_id else "length"
+            completions.append(Completion(ids, [-0.5] * len(ids), reason))
+        return completions
+
+
+def run_training(
+    *flags: str,
+    experiment: str = "experiment_base",
+    log_dir: Path,
+    timeout: float = 300,
+    environment: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """`cd experiment && python train.py flags`, as a user would, with two threads."""
+    return subprocess.run(
+        [sys.executable, "train.py", "--log-dir", str(log_dir), *flags],
+        cwd=REPOSITORY / experiment,
+        env={**os.environ, "OMP_NUM_THREADS": "2", **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def numbers_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what depends on the machine's speed and memory."""
+    return [
+        {
+            name: value
+            for name, value in row.items()
+            if not name.startswith(("time/", "perf/", "system/"))
+        }
+        for row in rows
+    ]
