@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from common.models.log_probs import TokenLogProbs
+from common.models.log_probs import AdaptersOff, TokenLogProbs
 from common.rollout.trajectory import Group, Trajectory
+
+LogProbModel = TokenLogProbs | AdaptersOff
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _by_length(experiences: Sequence[Experience]) -> list[int]:
 
 @torch.no_grad()
 def score_tokens(
-    policy: TokenLogProbs, experiences: Sequence[Experience], size: int, device: torch.device
+    policy: LogProbModel, experiences: Sequence[Experience], size: int, device: torch.device
 ) -> list[tuple[Float[Tensor, " time"], Float[Tensor, " time"]]]:
     """Log-probs and entropies of each experience's tokens under a model, on the CPU."""
     rows: list[tuple[Tensor, Tensor]] = []
@@ -129,8 +131,8 @@ def score_tokens(
 
 def with_log_probs(
     experiences: Sequence[Experience],
-    policy: TokenLogProbs,
-    reference: TokenLogProbs | None,
+    policy: LogProbModel,
+    reference: LogProbModel | None,
     size: int,
     device: torch.device,
 ) -> list[Experience]:

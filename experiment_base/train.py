@@ -11,37 +11,27 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from typing import ClassVar
 
 if importlib.util.find_spec("common") is None:
     sys.exit("`common` is not installed: run make setup, then source .venv/bin/activate")
 
 import torch
+from rich.console import Console
 
 from common.algo.advantages import group_advantages
 from common.algo.kl import kl_divergence_k3
 from common.algo.loss import clipped_loss, clipped_tokens, sequence_mean, token_log_ratio
-from common.logger.metrics import (
-    RunStatistics,
-    StepSums,
-    batch_metrics,
-    epoch_metrics,
-    evaluation_metrics,
-)
+from common.logger.metrics import RunStatistics, StepSums, batch_metrics, epoch_metrics
 from common.logger.open import open_logger
 from common.logger.summary import before_and_after
 from common.logger.timer import Timer
-from common.models.load import (
-    is_bundled,
-    load_policy,
-    load_reference,
-    load_tokenizer,
-    stop_token_ids,
-)
-from common.models.log_probs import TokenLogProbs
+from common.models.load import is_bundled, load_policy, load_tokenizer
+from common.models.log_probs import TokenLogProbs, reference_log_probs
 from common.replay_buffer import (
-    ExperienceBatch,
+    Experience,
     ReplayBuffer,
     experiences_from,
     micro_batches,
@@ -50,26 +40,31 @@ from common.replay_buffer import (
 from common.rewards.answers import is_correct
 from common.rewards.reward import build_rewards, text_rewards
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import LocalGenerator
-from common.rollout.rollout import rollout, with_advantages
-from common.rollout.sampling import EVALUATION_STEP, Sampling
+from common.rollout.generate import Interrupted
+from common.rollout.rollout import with_advantages
+from common.run.collect import Collector, check_lengths
 from common.run.command_line import run_script
 from common.run.config import TrainConfig, resolve_defaults
 from common.run.device import resolve_device
-from common.run.directory import create_run_directory, write_run_config
-from common.run.optimizer import learning_rate, optimizer_step, optimizer_steps
+from common.run.directory import open_run, write_run_record
+from common.run.interruption import Interruption
+from common.run.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
 from common.run.seeding import seed_everything, stream
 from common.run.tasks import is_evaluation_step, load_task_split, tasks_of_step
-
-EXPERIMENT = "experiment_base"
+from common.run.training_state import TrainingState
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainConfig):
     """GRPO with a KL penalty towards the model that the run started from."""
 
+    experiment: ClassVar[str] = "experiment_base"
+    wandb_project: str = "tiny_grpo"
+    """Project, where WANDB_PROJECT does not name one."""
     kl_weight: float = 0.01
     """Weight of the KL penalty; 0 loads no reference model."""
+    monitor_kl: bool = False
+    """Load the reference model and log the KL even if its weight is 0."""
     clip_eps: float = 0.2
     """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]."""
     clip_eps_high: float | None = None
@@ -82,126 +77,120 @@ class Config(TrainConfig):
         self.check("clip_eps_high", lambda value: 0 < value < float("inf"), "above 0")
 
 
-def micro_batch_loss(
-    policy: TokenLogProbs,
-    batch: ExperienceBatch,
-    config: Config,
-    num_sequences: int,
-    sums: StepSums,
-) -> torch.Tensor:
-    """The share of a micro-batch in the loss of an optimizer batch of `num_sequences`."""
-    mask = batch.sampled
+def accumulate_gradients(
+    policy: TokenLogProbs, batch: list[Experience], config: Config, device: torch.device
+) -> StepSums:
+    """The gradient of an optimizer batch, micro-batch by micro-batch."""
     eps, eps_high = config.clip_eps, config.clip_eps_high or config.clip_eps
-    log_probs, entropy = policy(batch.token_ids, batch.attention_mask, mask)
-    log_ratio = token_log_ratio(log_probs, batch.log_probs_old, mask)
-    per_token = clipped_loss(log_ratio, batch.advantages, eps, eps_high)
-    watched = {
-        "entropy": entropy,
-        "clip_fraction": clipped_tokens(log_ratio, batch.advantages, eps, eps_high),
-    }
-    if batch.log_probs_ref is not None:
-        watched["kl"] = kl_divergence_k3(log_probs, batch.log_probs_ref, mask)
-        per_token = per_token + config.kl_weight * watched["kl"]
-    loss = sequence_mean(per_token, mask, num_sequences)
-    sums.add(loss, batch, log_ratio.exp(), **watched)
-    return loss
+    sums = StepSums()
+    for micro in micro_batches(batch, config.micro_batch_size, device):
+        mask = micro.sampled
+        log_probs, entropy = policy(micro.token_ids, micro.attention_mask, mask)
+        log_ratio = token_log_ratio(log_probs, micro.log_probs_old, mask)
+        per_token = clipped_loss(log_ratio, micro.advantages, eps, eps_high)
+        clipped = clipped_tokens(log_ratio, micro.advantages, eps, eps_high)
+        watched = {"entropy": entropy, "clip_fraction": clipped}
+        if micro.log_probs_ref is not None:
+            watched["kl"] = kl_divergence_k3(log_probs, micro.log_probs_ref, mask)
+            per_token = per_token + config.kl_weight * watched["kl"]
+        loss = sequence_mean(per_token, mask, num_sequences=len(batch))
+        loss.backward()
+        sums.add(loss, micro, log_ratio.exp(), **watched)
+    return sums
 
 
 def main(config: Config) -> None:
+    console = Console()
     config = resolve_defaults(config, bundled=is_bundled(config.model_name))
-    seed_everything(config.seed)
     device = resolve_device(config.device)
+    options = config.model_options(device)
     train_tasks, held_out = load_task_split(config)
-    tokenizer = load_tokenizer(config.model_name)
-    model = load_policy(config.model_name, device)
-    policy = TokenLogProbs(model, config.temperature)
-    reference = None
-    if config.kl_weight > 0:
-        reference = TokenLogProbs(load_reference(config.model_name, device), config.temperature)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.weight_decay,
-    )
     rewards = build_rewards(
         text_rewards(config.reasoning_tag), config.reward, config.reward_weights
     )
-    collect = partial(
-        rollout,
-        seed=config.seed,
-        generator=LocalGenerator(model, stop_token_ids(model, tokenizer), config.max_length),
-        chat=ChatFormat(tokenizer, config.system_prompt),
-        sampling=Sampling(config.temperature, config.top_p, config.max_completion_tokens),
-        rewards=rewards,
-        is_correct=is_correct,
-    )
-    buffer = ReplayBuffer()
+    tokenizer = load_tokenizer(config.model_name)
+    chat = ChatFormat(tokenizer, config.system_prompt)
+    check_lengths(config, chat, train_tasks + held_out)
+    run = open_run(config, console.print)
+    seed_everything(config.seed)
+    model = load_policy(options, run.weights)
+    policy = TokenLogProbs(model, config.temperature, use_bfloat16=options.use_bfloat16)
+    watches_kl = config.kl_weight > 0 or config.monitor_kl
+    reference = reference_log_probs(options, policy) if watches_kl else None
     statistics = RunStatistics(rewards)
-    global_step, total_steps = 0, optimizer_steps(config, config.max_steps)
-    directory = create_run_directory(config, EXPERIMENT)
-    write_run_config(directory, config, EXPERIMENT, model)
+    optimizer = make_optimizer(config, model)
+    state = TrainingState(run, model, tokenizer, optimizer, statistics)
+    total_steps = optimizer_steps(config, config.max_steps)
+    interruption = Interruption(config.max_minutes)
+    collector = Collector(config, model, chat, rewards, is_correct, interruption.signalled)
+    buffer, timer = ReplayBuffer(), Timer()
 
-    with open_logger(config, directory) as logger:
-        for step in range(config.max_steps + 1):
-            if held_out and is_evaluation_step(config, step):
-                evaluated = collect(
-                    held_out, step=EVALUATION_STEP, group_size=config.eval_group_size
+    record = write_run_record(run.directory, config, model)
+    with open_logger(config, run, record, console) as logger:
+        step, lengths = run.step, run.directory.lengths()
+        with interruption, suppress(Interrupted):
+            for step in range(run.step, config.max_steps + 1):
+                lengths = run.directory.lengths()
+                if interruption.requested:
+                    break
+                if held_out and is_evaluation_step(config, step):
+                    with timer("evaluation"):
+                        evaluated = collector.evaluate(held_out)
+                    logger.log_batch(step, statistics.add_evaluation(evaluated))
+                    logger.log_samples(step, evaluated[:3], "held out")
+                if step == config.max_steps:
+                    break
+
+                # 1. Collect: a group of completions per task, scored and compared with one another.
+                with timer("rollout"):
+                    tasks = tasks_of_step(train_tasks, step, config)
+                    groups = with_advantages(collector.train(tasks, step), group_advantages)
+                with timer("log_probs"):
+                    size = config.micro_batch_size
+                    experiences = experiences_from(groups)
+                    buffer.clear()
+                    buffer.extend(with_log_probs(experiences, policy, reference, size, device))
+
+                # 2. Learn: clipped policy-gradient steps over the buffer.
+                steps: list[StepSums] = []
+                with timer("train"):
+                    for epoch in range(config.epochs_per_step):
+                        passed = len(steps)
+                        shuffle = stream(config.seed, "shuffle", step, epoch)
+                        for batch in buffer.batches(config.train_batch_size, shuffle):
+                            sums = accumulate_gradients(policy, batch, config, device)
+                            rate = learning_rate(config, state.global_step, total_steps)
+                            norm = optimizer_step(optimizer, rate, config.max_grad_norm)
+                            state.global_step += 1
+                            sums.finish(norm, rate)
+                            steps.append(sums)
+                            logger.log_training_step(state.global_step, sums.metrics())
+                            if not statistics.count_step(norm):
+                                task_ids = [experience.task_id for experience in batch]
+                                logger.log_invalid_step(state.global_step, task_ids)
+                        logger.log_batch(step + 1, epoch_metrics(steps[passed:]))
+
+                # 3. Report and save.
+                logger.log_batch(
+                    step + 1, batch_metrics(statistics, groups, list(buffer), steps, timer)
                 )
-                logger.log_batch(step, evaluation_metrics(evaluated))
-                logger.log_samples(step, evaluated[:3], "held out")
-            if step == config.max_steps:
-                break
-            timer = Timer()
-
-            # 1. Collect: a group of completions per task, scored and compared with one another.
-            with timer("rollout"):
-                tasks = tasks_of_step(train_tasks, step, config)
-                groups = collect(tasks, step=step, group_size=config.group_size)
-                groups = with_advantages(groups, group_advantages)
-            with timer("log_probs"):
-                buffer.clear()
-                buffer.extend(
-                    with_log_probs(
-                        experiences_from(groups),
-                        policy,
-                        reference,
-                        config.micro_batch_size,
-                        device,
-                    )
-                )
-
-            # 2. Learn: clipped policy-gradient steps over the buffer.
-            steps: list[StepSums] = []
-            with timer("train"):
-                for epoch in range(config.epochs_per_step):
-                    steps_before = len(steps)
-                    shuffle = stream(config.seed, "shuffle", step, epoch)
-                    for batch in buffer.batches(config.train_batch_size, shuffle):
-                        sums = StepSums()
-                        for micro in micro_batches(batch, config.micro_batch_size, device):
-                            loss = micro_batch_loss(policy, micro, config, len(batch), sums)
-                            loss.backward()
-                        rate = learning_rate(config, global_step, total_steps)
-                        norm = optimizer_step(optimizer, rate, config.max_grad_norm)
-                        global_step += 1
-                        sums.finish(norm, rate)
-                        steps.append(sums)
-                        logger.log_training_step(global_step, sums.metrics())
-                        if not statistics.count_step(norm):
-                            logger.log_invalid_step(global_step, [e.task_id for e in batch])
-                    logger.log_batch(step + 1, epoch_metrics(steps[steps_before:]))
-
-            # 3. Report.
-            if config.logs_completions(step + 1):
-                with timer("log"):
+                if config.logs_completions(step + 1):
                     logger.log_samples(step + 1, groups[:4], "train")
-            metrics = batch_metrics(statistics, groups, list(buffer), steps, timer)
-            logger.log_batch(step + 1, metrics)
+                state.stop_if_diverged(step + 1)
+                if config.saves_checkpoint(step + 1):
+                    with timer("checkpoint"):
+                        saved = {"checkpoint/saved": 1.0, "checkpoint/step": step + 1}
+                        logger.log_batch(step + 1, saved)
+                        state.save(step + 1)
 
+        state.save(step, lengths)
+        if step < config.max_steps:
+            logger.say(f"stopped after step {step} (--resume continues): {run.directory.path}")
+            sys.exit(interruption.exit_code)
         logger.log_batch(
-            config.max_steps, {**statistics.final(global_step), "training/completed": 1.0}
+            step, {**statistics.final(state.global_step), "checkpoint/final_saved": 1.0}
         )
-        logger.say(before_and_after(directory))
+        logger.say(before_and_after(run.directory))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,10 @@ class Logger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        failed = error is not None and not isinstance(error, SystemExit)
+        exit_code = int(failed)
         for sink in self._sinks:
-            sink.close()
+            sink.close(exit_code)
 
     def log_batch(self, batch_step: int, metrics: Mapping[str, float]) -> None:
         """Log what is plotted over rollout batches."""

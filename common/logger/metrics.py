@@ -171,6 +171,7 @@ class RunStatistics:
         self.total_rollouts = 0
         self.total_batches = 0
         self.best_mean_return = -math.inf
+        self.final_reward: float | None = None
         self.invalid_losses = 0
         self.invalid_in_a_row = 0
 
@@ -195,6 +196,12 @@ class RunStatistics:
         metrics["rewards/correctness_rate"] = statistics.fmean(r.correct for r in rollouts)
         return metrics
 
+    def add_evaluation(self, groups: Sequence[Group]) -> Metrics:
+        """Remember the mean return on held-out tasks; returns their `eval/*`."""
+        metrics = evaluation_metrics(groups)
+        self.final_reward = metrics["eval/returns_mean"]
+        return metrics
+
     def count_step(self, grad_norm: float) -> bool:
         """Whether the gradient was finite; counts it if it was not."""
         valid = math.isfinite(grad_norm)
@@ -204,10 +211,13 @@ class RunStatistics:
 
     def final(self, total_steps: int) -> Metrics:
         metrics = {
+            "training/completed": 1.0,
             "final/total_steps": float(total_steps),
             "final/total_batches": float(self.total_batches),
             "final/total_rollouts": float(self.total_rollouts),
         }
+        if self.final_reward is not None:
+            metrics["final_reward"] = self.final_reward
         if self.total_batches:
             metrics["final/best_mean_return"] = self.best_mean_return
             for name, running in self.scores.items():
@@ -340,7 +350,7 @@ def batch_metrics(
         "perf/rollout_tokens_per_s": sampled / timer.seconds["rollout"],
         "perf/train_tokens_per_s": learned / timer.seconds["train"],
         "perf/padding_fraction": 1 - learned / sum(step.positions for step in steps),
-        **timer.metrics(),
+        **timer.lap(),
     }
 
 

@@ -33,7 +33,7 @@ class Sink(Protocol):
 
     def log_text(self, name: str, text: str, batch_step: int) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, exit_code: int) -> None: ...
 
 
 class JsonlSink:
@@ -49,7 +49,7 @@ class JsonlSink:
     def log_text(self, name: str, text: str, batch_step: int) -> None:
         self.log({BATCH_AXIS: batch_step, name: text})
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
         self._file.close()
 
 
@@ -73,7 +73,7 @@ class TensorBoardSink:
     def log_text(self, name: str, text: str, batch_step: int) -> None:
         self._writer.add_text(name, text, batch_step)
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
         self._writer.close()
 
 
@@ -140,5 +140,5 @@ class ConsoleSink:
     def log_text(self, name: str, text: str, batch_step: int) -> None:
         """Text is for the files; a screen full of completions would hide the numbers."""
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
         self._progress.stop()

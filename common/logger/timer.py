@@ -6,9 +6,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
+from common.errors import UserError
+
+# What to change when a phase runs out of memory.
+REMEDIES = {
+    "evaluation": "--eval-samples, --max-completion-tokens or --max-length",
+    "rollout": "--rollouts-per-step, --group-size, --max-completion-tokens or --max-length",
+    "log_probs": "--micro-batch-size or --max-length, or add --lora-rank 16",
+    "train": "--micro-batch-size, or add --gradient-checkpointing or --lora-rank 16",
+    "log": "--log-completions-interval",
+    "checkpoint": "--micro-batch-size, or add --lora-rank 16",
+}
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
 
 class Timer:
-    """Measures named phases; `time/step_s` runs from the timer's making."""
+    """Measures named phases. A lap is what has passed since the lap before it."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -19,10 +37,17 @@ class Timer:
         start = time.perf_counter()
         try:
             yield
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(f"out of memory in {phase}: lower {REMEDIES[phase]}") from None
         finally:
             elapsed = time.perf_counter() - start
             self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
 
-    def metrics(self) -> dict[str, float]:
-        total = time.perf_counter() - self._started
-        return {f"time/{name}_s": value for name, value in {**self.seconds, "step": total}.items()}
+    def lap(self) -> dict[str, float]:
+        """`time/*` of the lap that ends here, `time/step_s` being all of it."""
+        now = time.perf_counter()
+        seconds = {**self.seconds, "step": now - self._started}
+        self._started, self.seconds = now, {}
+        return {f"time/{phase}_s": value for phase, value in seconds.items()}

@@ -1,19 +1,45 @@
-"""Models and tokenizers by bundled name, directory or Hub id."""
+"""Models and tokenizers by bundled name, directory or Hub id. peft and bitsandbytes live here."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+import transformers
+
+from common.errors import UserError
 
 BUNDLED = Path(__file__).parent / "tiny" / "weights"
+
+# For models that come without a chat template (base models): roles as plain words.
+PLAIN_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it is held in memory."""
+
+    name: str
+    device: torch.device
+    use_bfloat16: bool = False
+    """Arithmetic in bfloat16. Weights that are trained stay float32: a step of 1e-6 is lost in
+    bfloat16's 8 bits. Weights that LoRA freezes are held in bfloat16."""
+    attn: str | None = None
+    gradient_checkpointing: bool = False
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    load_in_4bit: bool = False
 
 
 def locate(model_name: str) -> str:
@@ -26,23 +52,102 @@ def is_bundled(model_name: str) -> bool:
     return locate(model_name) != model_name
 
 
-def load_tokenizer(model_name: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(locate(model_name))
+def load_tokenizer(model_name: str) -> transformers.PreTrainedTokenizerBase:
+    """The model's tokenizer; one without a chat template gets `PLAIN_CHAT_TEMPLATE`."""
+    with _loading(model_name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(locate(model_name))
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    return tokenizer
 
 
-def load_policy(model_name: str, device: torch.device) -> PreTrainedModel:
-    """The model in float32 with dropout off, on the device."""
-    transformers_logging.disable_progress_bar()
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        locate(model_name), dtype=torch.float32, device_map=device
+def load_policy(options: ModelOptions, weights: Path | None = None) -> transformers.PreTrainedModel:
+    """The model to train, dropout off; with `weights`, as a checkpoint holds it.
+
+    Raises `UserError` for a model that cannot be loaded or options that need what is not there.
+    """
+    _check_extras(options)
+    if options.lora_rank:
+        model = _with_adapters(_load_base(options, options.name), options, weights)
+    else:
+        model = _load_base(options, str(weights) if weights else options.name)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model.train()
+
+
+def load_reference(options: ModelOptions) -> transformers.PreTrainedModel:
+    """A frozen copy of the model that the policy started as."""
+    return _load_base(options, options.name).requires_grad_(False)
+
+
+def _load_base(options: ModelOptions, name: str) -> transformers.PreTrainedModel:
+    transformers.utils.logging.disable_progress_bar()
+    frozen = options.lora_rank > 0
+    quantization = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
+    with _loading(name):
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            locate(name),
+            dtype=torch.bfloat16 if frozen and options.use_bfloat16 else torch.float32,
+            device_map=options.device,
+            attn_implementation=options.attn,
+            quantization_config=quantization if options.load_in_4bit else None,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"--model-name {name}: its weights lack {missing[0]} and {len(missing) - 1} more; "
+            "give a complete causal language model"
+        )
     disable_dropout(model)
     return model
 
 
-def load_reference(model_name: str, device: torch.device) -> PreTrainedModel:
-    """A frozen copy of the model that the policy started as."""
-    return load_policy(model_name, device).requires_grad_(False)
+def _with_adapters(
+    base: transformers.PreTrainedModel, options: ModelOptions, weights: Path | None
+) -> Any:
+    import peft
+
+    if weights is not None:
+        return peft.PeftModel.from_pretrained(base, str(weights), is_trainable=True)
+    config = peft.LoraConfig(
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha or 2 * options.lora_rank,  # pyright: ignore[reportArgumentType]
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(base, config)
+
+
+def _check_extras(options: ModelOptions) -> None:
+    if options.lora_rank and importlib.util.find_spec("peft") is None:
+        raise UserError("--lora-rank: needs peft; run pip install -e '.[lora]'")
+    if options.load_in_4bit and options.device.type != "cuda":
+        raise UserError(f"--load-in-4bit: needs CUDA, not --device {options.device.type}")
+    if options.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("--load-in-4bit: needs bitsandbytes; run pip install -e '.[quant]'")
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Anything that transformers cannot load is the user's to mend: one line, with the cause."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"--model-name {name}: out of memory while loading; add --lora-rank 16 "
+            "(with --load-in-4bit if need be) or take a smaller model"
+        ) from None
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+        cause = [*str(error).strip().splitlines(), type(error).__name__][0]
+        raise UserError(
+            f"--model-name {name}: cannot be loaded ({cause}); "
+            "give a bundled name (tiny), a model directory, or a Hub id that can be reached"
+        ) from error
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -50,12 +155,17 @@ def disable_dropout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends a turn: those of the generation config and the tokenizer's own."""
+def stop_token_ids(
+    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """Every id that ends a turn for the model's generation config or its tokenizer."""
     configured = model.generation_config.eos_token_id if model.generation_config else None
-    ids = configured if isinstance(configured, list) else [configured, tokenizer.eos_token_id]
-    return frozenset(int(token_id) for token_id in ids if token_id is not None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(
+        token_id for token_id in (*ids, tokenizer.eos_token_id) if isinstance(token_id, int)
+    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
+import transformers
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+
+from common.models.load import ModelOptions, load_reference
 
 # Logits held at a time: 2**24 float32 values are 64 MB, enough to keep any device busy.
 CHUNK_ELEMENTS = 2**24
@@ -22,11 +24,17 @@ class TokenLogProbs(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, temperature: float, chunk_elements: int = CHUNK_ELEMENTS
+        self,
+        model: transformers.PreTrainedModel,
+        temperature: float,
+        *,
+        use_bfloat16: bool = False,
+        chunk_elements: int = CHUNK_ELEMENTS,
     ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.use_bfloat16 = use_bfloat16
         self.chunk_elements = chunk_elements
 
     def forward(
@@ -42,15 +50,20 @@ class TokenLogProbs(nn.Module):
         context and cannot be scored.
         """
         positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-        hidden = self.model.base_model(
-            input_ids=token_ids,
-            attention_mask=attention_mask.long(),
-            position_ids=positions,
-            use_cache=False,
-        ).last_hidden_state
-        rows = hidden[:, :-1][scored[:, 1:]]
-        targets = token_ids[:, 1:][scored[:, 1:]]
-        row_log_probs, row_entropy = self._score_in_chunks(rows, targets)
+        with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+            hidden = (
+                causal_model(self.model)
+                .base_model(
+                    input_ids=token_ids,
+                    attention_mask=attention_mask.long(),
+                    position_ids=positions,
+                    use_cache=False,
+                )
+                .last_hidden_state
+            )
+            rows = hidden[:, :-1][scored[:, 1:]]
+            targets = token_ids[:, 1:][scored[:, 1:]]
+            row_log_probs, row_entropy = self._score_in_chunks(rows, targets)
         log_probs = torch.zeros(token_ids.shape, dtype=row_log_probs.dtype, device=rows.device)
         return (
             log_probs.masked_scatter(scored, row_log_probs),
@@ -76,7 +89,7 @@ class TokenLogProbs(nn.Module):
     def _score(
         self, hidden: Float[Tensor, "rows width"], targets: Int[Tensor, " rows"]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        logits = project_to_vocabulary(self.model, hidden)
+        logits = project_to_vocabulary(causal_model(self.model), hidden)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         log_probs = torch.log_softmax(logits.to(dtype) / self.temperature, dim=-1)
         with torch.no_grad():
@@ -85,13 +98,48 @@ class TokenLogProbs(nn.Module):
         return log_probs.gather(-1, targets[:, None])[:, 0], entropy
 
 
+class AdaptersOff(nn.Module):
+    """The reference of a policy with LoRA: the same weights without their adapters."""
+
+    def __init__(self, policy: TokenLogProbs) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, "batch time"],
+        attention_mask: Bool[Tensor, "batch time"],
+        scored: Bool[Tensor, "batch time"],
+    ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
+        """As `TokenLogProbs.forward`."""
+        with cast(Any, self.policy.model).disable_adapter():
+            return self.policy(token_ids, attention_mask, scored)
+
+
+def reference_log_probs(
+    options: ModelOptions, policy: TokenLogProbs
+) -> TokenLogProbs | AdaptersOff:
+    """The model that the run started from: under LoRA the policy itself, else a frozen copy."""
+    if options.lora_rank:
+        return AdaptersOff(policy)
+    return TokenLogProbs(
+        load_reference(options), policy.temperature, use_bfloat16=policy.use_bfloat16
+    )
+
+
+def causal_model(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """The model itself, from inside peft's wrapper if there is one; adapters stay in place."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if inner is not None else model
+
+
 def project_to_vocabulary(
-    model: PreTrainedModel, hidden: Float[Tensor, "rows width"]
+    model: transformers.PreTrainedModel, hidden: Float[Tensor, "rows width"]
 ) -> Float[Tensor, "rows vocab"]:
     """Logits from final hidden states, with the scale or soft cap that the model's config names."""
     projection = cast(nn.Module, model.get_output_embeddings())
     logits: Tensor = projection(hidden)
-    config = model.config.get_text_config()
+    config = cast(Any, model.config.get_text_config())
     if (multiplier := getattr(config, "logit_scale", None)) is not None:
         logits = logits * multiplier
     if (divisor := getattr(config, "logits_scaling", None)) is not None:

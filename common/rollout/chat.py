@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+import jinja2
+import transformers
 
 from common.errors import UserError
 
 _PLACEHOLDER = "QUESTIONGOESHERE"
+_REPLY = "REPLYGOESHERE"
 
 # Some templates print today's date; a prompt must not change from one day to the next.
 _PINNED_DATE = "01 Jan 2025"
@@ -17,24 +19,29 @@ _PINNED_DATE = "01 Jan 2025"
 class ChatFormat:
     """Renders the first prompt of a conversation through the tokenizer's chat template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, system_prompt: str) -> None:
+        self.tokenizer = tokenizer
         self._special_ids = frozenset(tokenizer.all_special_ids)
-        messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
-        rendered = tokenizer.apply_chat_template(
-            [*messages, {"role": "user", "content": _PLACEHOLDER}],
-            add_generation_prompt=True,
-            tokenize=False,
-            date_string=_PINNED_DATE,
-            strftime_now=lambda _: _PINNED_DATE,
-        )
-        self._before, found, self._after = str(rendered).partition(_PLACEHOLDER)
+        self._messages = _opening_messages(tokenizer, system_prompt)
+        rendered = _render(tokenizer, self._messages)
+        self._before, found, self._after = rendered.partition(_PLACEHOLDER)
         if not found:
             raise UserError(
-                f"the chat template of {tokenizer.name_or_path!r} drops the user's message; "
+                f"the chat template of {tokenizer.name_or_path} drops the user's message; "
                 "use a model with another chat template"
             )
-        self._num_special = self._count_special(self._encode(str(rendered)))
+        self._num_special = self._count_special(self._encode(rendered))
+
+    @property
+    def turn_end_ids(self) -> frozenset[int]:
+        """The special token that the template writes after an assistant's reply, if there is one.
+
+        Base models that were given a chat template name another token as their end.
+        """
+        reply = {"role": "assistant", "content": _REPLY}
+        rendered = _render(self.tokenizer, [*self._messages, reply], open_reply=False)
+        after = self._encode(rendered.rpartition(_REPLY)[2])[:1]
+        return frozenset(after) & self._special_ids
 
     def prompt_ids(self, question: str) -> list[int]:
         """Tokens of the system prompt, the question and the opening of the assistant's turn.
@@ -45,15 +52,53 @@ class ChatFormat:
         whole = self._encode(self._before + question + self._after)
         if self._count_special(whole) == self._num_special:
             return whole
-        plain = self._tokenizer(question, add_special_tokens=False, split_special_tokens=True)
+        plain = self.tokenizer(question, add_special_tokens=False, split_special_tokens=True)
         return self._encode(self._before) + list(plain.input_ids) + self._encode(self._after)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of sampled tokens without turn delimiters; tags such as `<answer>` stay."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _count_special(self, token_ids: Sequence[int]) -> int:
         return sum(token_id in self._special_ids for token_id in token_ids)
+
+
+def _opening_messages(
+    tokenizer: transformers.PreTrainedTokenizerBase, system_prompt: str
+) -> list[dict[str, str]]:
+    """System and user message; a template that knows no system role gets both in one."""
+    user = {"role": "user", "content": _PLACEHOLDER}
+    if not system_prompt:
+        return [user]
+    messages = [{"role": "system", "content": system_prompt}, user]
+    try:
+        rendered = _render(tokenizer, messages)
+    except UserError:
+        rendered = ""
+    if system_prompt in rendered:
+        return messages
+    return [{"role": "user", "content": f"{system_prompt}\n\n{_PLACEHOLDER}"}]
+
+
+def _render(
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    messages: list[dict[str, str]],
+    open_reply: bool = True,
+) -> str:
+    try:
+        rendered = tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=open_reply,
+            tokenize=False,
+            date_string=_PINNED_DATE,
+            strftime_now=lambda _: _PINNED_DATE,
+        )
+    except jinja2.TemplateError as error:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} cannot render a question ({error}); "
+            "use a model with another chat template"
+        ) from None
+    return str(rendered)

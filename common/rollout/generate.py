@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
 
 from common.rollout.sampling import Sampling, StreamKey, sample_tokens
 
@@ -39,6 +39,10 @@ class Completion:
     stop_reason: str = ""
 
 
+class Interrupted(Exception):
+    """Somebody asked the run to stop while it was decoding; what was decoded is dropped."""
+
+
 class Generator(Protocol):
     """Anything that continues prompts."""
 
@@ -46,7 +50,7 @@ class Generator(Protocol):
 
 
 @contextmanager
-def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+def evaluation_mode(model: transformers.PreTrainedModel) -> Iterator[None]:
     """Switch off what transformers does in training mode only, gradient checkpointing above all."""
     was_training = model.training
     model.eval()
@@ -63,10 +67,21 @@ class LocalGenerator:
     finished leave the batch.
     """
 
-    def __init__(self, model: PreTrainedModel, stop_ids: frozenset[int], max_length: int) -> None:
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        stop_ids: frozenset[int],
+        max_length: int,
+        *,
+        use_bfloat16: bool = False,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`interrupted` is asked before every token; once it says so, `Interrupted` is raised."""
         self.model = model
         self.stop_ids = stop_ids
         self.max_length = max_length
+        self.use_bfloat16 = use_bfloat16
+        self.interrupted = interrupted
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
@@ -79,7 +94,10 @@ class LocalGenerator:
         for number in set(range(len(requests))).difference(rows):
             completions[number].stop_reason = "context"
         if rows:
-            with evaluation_mode(self.model):
+            autocast = torch.autocast(
+                self.model.device.type, torch.bfloat16, enabled=self.use_bfloat16
+            )
+            with evaluation_mode(self.model), autocast:
                 self._decode(requests, completions, budgets, rows, sampling)
         return completions
 
@@ -100,6 +118,8 @@ class LocalGenerator:
         uniforms = uniforms.to(device, torch.float32 if device.type == "mps" else torch.float64)
         finished: set[int] = set()
         for step in range(max(budgets)):
+            if self.interrupted():
+                raise Interrupted
             tokens, log_probs = sample_tokens(logits, uniforms[:, step], sampling)
             for index, (token, log_prob) in enumerate(
                 zip(tokens.tolist(), log_probs.tolist(), strict=True)
@@ -142,14 +162,16 @@ class LocalGenerator:
             ).logits[:, -1]
             positions = positions + 1
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Cache]:
+    def _prefill(
+        self, prompts: Sequence[tuple[int, ...]]
+    ) -> tuple[Tensor, Tensor, transformers.Cache]:
         """Read each distinct prompt once; returns logits, attention mask and cache per row."""
         distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
         length = max(len(prompt) for prompt in distinct)
         padded = torch.tensor([[0] * (length - len(prompt)) + list(prompt) for prompt in distinct])
         lengths = torch.tensor([[len(prompt)] for prompt in distinct])
         attention = (torch.arange(length) >= length - lengths).long().to(self.model.device)
-        cache = DynamicCache(config=self.model.config)
+        cache = transformers.DynamicCache(config=self.model.config)
         logits = self.model(
             input_ids=padded.to(self.model.device),
             attention_mask=attention,

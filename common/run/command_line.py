@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from dotenv import load_dotenv
 
 from common.errors import UserError
 from common.run.config import ConfigType, parse_config
+from common.run.directory import REPOSITORY, find_run, read_config
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType]) -> None:
-    """Parse the flags and run; a user's mistake ends in one line on stderr and exit code 2."""
+    """Parse the flags and run; a user's mistake ends in one line on stderr and exit code 2.
+
+    A `.env` in the working directory, else in the repository, adds to the environment; what the
+    shell has set wins.
+    """
+    here = Path(".env")
+    load_dotenv(here if here.is_file() else REPOSITORY / ".env")
     try:
-        main(parse_config(config_class))
+        main(parse_flags(config_class, sys.argv[1:]))
     except UserError as error:
-        sys.exit(_fail(str(error)))
+        _fail(str(error), 2)
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        _fail(f"{error.filename or 'the disk'}: {error.strerror}; make room, then --resume", 2)
+    except KeyboardInterrupt:
+        _fail("aborted", 130)
 
 
-def _fail(message: str) -> int:
+def parse_flags(config_class: type[ConfigType], arguments: list[str]) -> ConfigType:
+    """The flags; with `--resume`, those that are not given are the ones of the run to resume."""
+    config = parse_config(config_class, arguments)
+    if not config.resume:
+        return config
+    saved = read_config(find_run(config))
+    values = {
+        field.name: _from_json(saved[field.name], field.name)
+        for field in fields(config_class)
+        if field.name in saved and field.name not in ("resume", "run_name", "log_dir", "dry_run")
+    }
+    return parse_config(config_class, arguments, defaults=values)
+
+
+def _from_json(value: Any, name: str) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if value is not None and name.endswith("_path") else value
+
+
+def _fail(message: str, code: int) -> None:
     sys.stderr.write(f"error: {message}\n")
-    return 2
+    sys.exit(code)

@@ -7,18 +7,19 @@ import difflib
 import io
 import math
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import docstring_parser
+import torch
 import tyro
 
 from common.errors import UserError
+from common.models.load import ModelOptions
 
 # Default of a flag whose value depends on the model; `resolve_defaults` fills it in.
 UNRESOLVED: Any = None
@@ -33,6 +34,19 @@ class ModelFlags:
     """Bundled name (tiny), directory, or Hub id of the policy."""
     device: str = "auto"
     """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N or mps."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the arithmetic; weights that are trained stay float32. auto is bfloat16 on
+    CUDA, else float32; float16 is refused."""
+    attn: str | None = None
+    """Attention implementation for transformers, such as sdpa, eager or flash_attention_2."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank instead of all weights (needs the extra [lora])."""
+    lora_alpha: float | None = None
+    """Scale of the adapters. Default: twice the rank."""
+    load_in_4bit: bool = False
+    """Hold the frozen weights under LoRA in 4 bits (needs the extra [quant] and CUDA)."""
     system_prompt: str = UNRESOLVED
     """System message of every conversation. Default: none for tiny, one that asks for the tags
     for any other model; give "" for none."""
@@ -117,13 +131,47 @@ class RunFlags:
     """Root of all runs. Default: runs/ in the repository."""
     run_name: str | None = None
     """Name of the run's directory. Default: made from time and seed."""
+    resume: bool = False
+    """Continue the run named by --run-name, else the latest of this experiment, exactly where
+    its last checkpoint left it. Flags that are not given keep the run's values."""
+    checkpoint_interval: int = 10
+    """Save every this many steps, besides the end; 0 for the end alone."""
+    checkpoint_path: Path | None = None
+    """Root of all checkpoints. Default: each run keeps its own in its directory."""
+    keep_checkpoints: int = 2
+    """Keep this many checkpoints, the newest; 0 for all."""
+    max_minutes: float | None = None
+    """Save and stop after this time; --resume continues."""
     log_completions_interval: int = 5
     """Write sampled completions to samples.jsonl every this many steps; 0 for never."""
+    dry_run: bool = False
+    """Load everything, take one small step, print what a step will cost, and leave no run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunFlags, EvaluationFlags, OptimizerFlags, RolloutFlags, TaskFlags, ModelFlags):
+class WandbFlags:
+    wandb: bool = True
+    """Log to Weights & Biases: online with a key, else to files that can be synced later."""
+    wandb_project: str = "re-grpo"
+    """Project, where WANDB_PROJECT does not name one."""
+    wandb_entity: str | None = None
+    """User or team that owns the project."""
+    wandb_group: str | None = None
+    """Group of the run. Default: the run's name."""
+    wandb_tags: tuple[str, ...] = ()
+    """Tags of the run."""
+    wandb_notes: str | None = None
+    """A note on the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(
+    WandbFlags, RunFlags, EvaluationFlags, OptimizerFlags, RolloutFlags, TaskFlags, ModelFlags
+):
     """Flags of every experiment. An experiment inherits from this and adds its own."""
+
+    experiment: ClassVar[str]
+    """Name of the experiment's directory, here and under the root of all runs."""
 
     def __post_init__(self) -> None:
         check = _Checker(self)
@@ -138,6 +186,14 @@ class TrainConfig(RunFlags, EvaluationFlags, OptimizerFlags, RolloutFlags, TaskF
             check(name, lambda count: count >= 1, "at least 1")
         for name in ("eval_interval", "eval_samples", "log_completions_interval"):
             check(name, lambda count: count >= 0, "0 or more")
+        for name in ("checkpoint_interval", "keep_checkpoints", "lora_rank"):
+            check(name, lambda count: count >= 0, "0 or more")
+        for name in ("max_minutes", "lora_alpha"):
+            check(name, lambda value: 0 < value < math.inf, "above 0")
+        if self.dtype == "float16":
+            raise UserError("--dtype float16: overflows in training; use bfloat16 or float32")
+        if self.load_in_4bit and not self.lora_rank:
+            raise UserError("--load-in-4bit: 4-bit weights cannot be trained; add --lora-rank 16")
         check("max_completion_tokens", lambda count: count >= 1, "at least 1")
         check("max_length", lambda count: count >= 2, "at least 2: a prompt and a completion")
         check("lr", lambda value: 0 < value < math.inf, "above 0")
@@ -151,6 +207,21 @@ class TrainConfig(RunFlags, EvaluationFlags, OptimizerFlags, RolloutFlags, TaskF
 
     def logs_completions(self, step: int) -> bool:
         return self.log_completions_interval > 0 and step % self.log_completions_interval == 0
+
+    def model_options(self, device: torch.device) -> ModelOptions:
+        return ModelOptions(
+            self.model_name,
+            device,
+            self.dtype == "bfloat16" or (self.dtype == "auto" and device.type == "cuda"),
+            self.attn,
+            self.gradient_checkpointing,
+            self.lora_rank,
+            self.lora_alpha,
+            self.load_in_4bit,
+        )
+
+    def saves_checkpoint(self, step: int) -> bool:
+        return self.checkpoint_interval > 0 and step % self.checkpoint_interval == 0
 
     def check(self, name: str, accepts: Callable[[float], object], accepted: str) -> None:
         """Raise `UserError` naming the flag unless its value is None or accepted."""
@@ -200,15 +271,16 @@ def resolve_defaults(config: ConfigType, *, bundled: bool) -> ConfigType:
 
 
 def parse_config(
-    config_class: type[ConfigType], arguments: Sequence[str] | None = None
+    config_class: type[ConfigType],
+    arguments: Sequence[str],
+    defaults: Mapping[str, Any] | None = None,
 ) -> ConfigType:
-    """Read the command line into the flat config class.
+    """Read flags into the flat config class; `defaults` replace those of the class.
 
     tyro groups its help by nested class, so the flags are parsed as one nested class per class that
     declares them and then laid flat. Raises `UserError` for anything that is not a valid flag.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    groups = _flag_groups(config_class)
+    groups = _flag_groups(config_class, defaults or {})
     _reject_unknown_flags(arguments, groups)
     nested = dataclasses.make_dataclass(
         "Flags",
@@ -234,7 +306,7 @@ def parse_config(
     return config_class(**values)
 
 
-def _flag_groups(config_class: type[TrainConfig]) -> dict[str, type]:
+def _flag_groups(config_class: type[TrainConfig], defaults: Mapping[str, Any]) -> dict[str, type]:
     """A dataclass per class that declares flags, the experiment's own first."""
     declaring = [cls for cls in config_class.__mro__ if "__annotations__" in vars(cls)]
     help_texts = {
@@ -256,7 +328,7 @@ def _flag_groups(config_class: type[TrainConfig]) -> dict[str, type]:
             hint | None if field.default is UNRESOLVED else hint,
             tyro.conf.arg(help=help_texts[field.name], aliases=ALIASES.get(field.name)),
         ]
-        default = dataclasses.field(default=field.default)
+        default = dataclasses.field(default=defaults.get(field.name, field.default))
         members.setdefault(home, []).append((field.name, annotated, default))
     order = sorted(members, key=lambda home: home != "experiment")
     return {home: dataclasses.make_dataclass(home, members[home], frozen=True) for home in order}

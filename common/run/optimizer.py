@@ -28,6 +28,15 @@ def optimizer_steps(config: TrainConfig, batches: int) -> int:
     return batches * config.epochs_per_step * math.ceil(sequences / config.train_batch_size)
 
 
+def make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the parameters that are trained."""
+    return torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.weight_decay,
+    )
+
+
 def optimizer_step(optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float) -> float:
     """Clip, step and clear the gradients; returns the norm before clipping.
 

@@ -1,0 +1,75 @@
+"""Ask a model by hand: `make chat RUN=<run directory, bundled name or Hub id>`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from common.errors import UserError
+from common.models.load import ModelOptions, load_policy, load_tokenizer, stop_token_ids
+from common.rollout.chat import ChatFormat
+from common.rollout.generate import LocalGenerator, Request
+from common.rollout.sampling import Sampling, StreamKey
+from common.run.device import resolve_device
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Ask a model, or the latest checkpoint of a run."""
+
+    model: str = "tiny"
+    """Run directory, model directory, bundled name or Hub id."""
+    question: str | None = None
+    """Ask this and stop; without it, questions are read line by line."""
+    temperature: float = 1.0
+    """0 always takes the likeliest token."""
+    max_completion_tokens: int = 256
+    """Longest reply."""
+
+
+def latest_model(name: str) -> str:
+    """The newest checkpoint of a run directory; anything else is a model's name already."""
+    checkpoints = Path(name) / "checkpoints"
+    if not checkpoints.is_dir():
+        return name
+    steps = sorted(checkpoints.glob("step_*"), key=lambda path: int(path.name.split("_")[1]))
+    if not steps:
+        raise UserError(f"RUN={name}: that run has saved no model yet")
+    return str(steps[-1])
+
+
+def main(config: ChatConfig) -> None:
+    console = Console()
+    name = latest_model(config.model)
+    tokenizer = load_tokenizer(name)
+    model = load_policy(ModelOptions(name, resolve_device("auto")))
+    chat = ChatFormat(tokenizer, system_prompt="")
+    stop_ids = stop_token_ids(model, tokenizer) | chat.turn_end_ids
+    generator = LocalGenerator(model, stop_ids, max_length=4096)
+    sampling = Sampling(config.temperature, 1.0, config.max_completion_tokens)
+    seed = time.time_ns() % 2**63
+
+    def answer(question: str, number: int) -> str:
+        request = Request(tuple(chat.prompt_ids(question)), StreamKey(seed, 0, number, 0))
+        return chat.decode(generator.generate([request], sampling)[0].token_ids)
+
+    if config.question is not None:
+        console.print(answer(config.question, 0), markup=False, highlight=False)
+        return
+    console.print(f"{name}: ask a question, for example What is 3+5-2?  (Ctrl-D ends)")
+    for number, line in enumerate(sys.stdin):
+        if line.strip():
+            console.print(answer(line.strip(), number), markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(ChatConfig))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)

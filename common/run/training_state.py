@@ -1,0 +1,65 @@
+"""What changes from step to step besides the weights, and how it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+from common.errors import UserError
+from common.logger.metrics import RunStatistics
+from common.run.checkpoint import random_state, restore_random_state
+from common.run.directory import Run
+
+# A single bad batch is skipped; this many optimizer steps in a row without a finite gradient mean
+# that the run has diverged.
+MAX_INVALID_STEPS = 5
+
+
+@dataclass
+class TrainingState:
+    """Everything that a resumed run needs to go on as if it had not stopped."""
+
+    run: Run
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    optimizer: torch.optim.Optimizer
+    statistics: RunStatistics
+    global_step: int = 0
+    """Optimizer steps done."""
+
+    def __post_init__(self) -> None:
+        if state := self.run.state:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.statistics.load_state_dict(state["statistics"])
+            self.global_step = state["global_step"]
+            restore_random_state(state["random"])
+
+    def save(self, step: int, lengths: Mapping[str, int] | None = None) -> None:
+        """Write the checkpoint of `step` done rollout batches, unless there is one.
+
+        `lengths` are those of the files of rows when the step had been done, if that was earlier.
+        """
+        if self.run.checkpoints.has(step):
+            return
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "statistics": self.statistics.state_dict(),
+            "global_step": self.global_step,
+            "random": random_state(),
+            "num_threads": torch.get_num_threads(),
+            "lengths": dict(lengths or self.run.directory.lengths()),
+        }
+        self.run.checkpoints.save(step, self.model, self.tokenizer, state)
+
+    def stop_if_diverged(self, step: int) -> None:
+        """Save and raise `UserError` after too many optimizer steps without a finite gradient."""
+        if self.statistics.invalid_in_a_row < MAX_INVALID_STEPS:
+            return
+        self.save(step)
+        raise UserError(
+            f"the gradient was not finite in {self.statistics.invalid_in_a_row} optimizer steps in "
+            f"a row; their tasks are in {self.run.directory.samples_file}; lower --lr"
+        )
