@@ -97,7 +97,7 @@ def _sampled_tokens(experiences: Sequence[Experience], name: str) -> np.ndarray:
         if values is None:
             return np.empty(0)
         rows.append(values[experience.sampled])
-    return torch.cat(rows).double().numpy()
+    return torch.cat(rows).double().numpy() if rows else np.empty(0)
 
 
 def preference_metrics(experiences: Iterable[Experience]) -> Metrics:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,6 +26,7 @@ def axis_of(name: str) -> str:
     return STEP_AXIS if name.startswith("training_step/") else BATCH_AXIS
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Receives every row. A row carries the axes that its metrics belong to."""
 

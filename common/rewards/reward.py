@@ -102,4 +102,4 @@ def score(rewards: Sequence[Reward], completion: str, task: Task) -> tuple[dict[
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"reward {reward.name} gave {value!r}; it must give a finite number")
         scores[reward.name] = float(value)
-    return scores, sum(reward.weight * scores[reward.name] for reward in rewards)
+    return scores, math.fsum(reward.weight * scores[reward.name] for reward in rewards)

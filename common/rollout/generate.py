@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class Interrupted(Exception):
     """Somebody asked the run to stop while it was decoding; what was decoded is dropped."""
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Anything that continues prompts."""
 

@@ -73,6 +73,9 @@ def with_advantages(
 ) -> list[Group]:
     """Each group with `advantages` of its rewards; computed in float64, where it costs nothing."""
     return [
-        replace(group, advantages=advantages(torch.tensor(group.rewards).double()).tolist())
+        replace(
+            group,
+            advantages=advantages(torch.tensor(group.rewards, dtype=torch.float64)).tolist(),
+        )
         for group in groups
     ]

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from common.models.tiny.arithmetic import ArithmeticStudent
 from common.tasks.math_tasks import random_expression
 
-_ONSETS = (*"bcdfghjklmnprstvwz", "br", "tr", "kl", "gr", "st", "dr", "sh", "ch", "th", "pl", "qu")
+_CLUSTERS = ("br", "tr", "kl", "gr", "st", "dr", "sh", "ch", "th", "pl", "sk", "fl", "qu", "vr")
+_ONSETS = (*"bcdfghjklmnprstvwz", *_CLUSTERS)
 _VOWELS = (*"aeiouaeiou", "ai", "ea", "io", "ou", "ei", "y")
 _CODAS = ("", "", "", *"nrslkmtd", "th", "nd", "rk", "st", "ss")
 

@@ -1,0 +1,258 @@
+"""Every number here was worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from common.logger.metrics import (
+    RunStatistics,
+    StepSums,
+    epoch_metrics,
+    evaluation_metrics,
+    preference_metrics,
+    rollout_metrics,
+)
+from common.replay_buffer import Experience, ExperienceBatch
+from common.rewards.reward import Reward
+from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
+from common.tasks.task import Task
+
+REWARDS = [Reward("a", lambda completion, task: 0.0, 1.0)]
+
+
+def make_rollout(
+    reward: float, correct: bool = False, tokens: int = 2, stop: str = "stop", text: str = ""
+) -> Rollout:
+    sampled = Segment((1,) * tokens, True, (-0.5,) * tokens)
+    trajectory = Trajectory((Segment((9,), False), sampled), stop)
+    return Rollout(trajectory, text, {"a": reward}, reward, correct)
+
+
+def make_group(*rollouts: Rollout) -> Group:
+    advantages = [rollout.reward - 0.5 for rollout in rollouts]
+    return Group(Task(0, "", ""), rollouts, advantages)
+
+
+GROUPS = [
+    make_group(make_rollout(1.0, True, tokens=4), make_rollout(0.0, stop="length", tokens=8)),
+    make_group(make_rollout(0.0, tokens=2), make_rollout(0.0, tokens=3)),
+    make_group(make_rollout(1.0, True, tokens=1), make_rollout(1.0, True, tokens=1)),
+]
+
+
+def test_rollout_metrics():
+    metrics = rollout_metrics(GROUPS, [])
+    expected = {
+        "returns_sum": 3.0,
+        "returns_mean": 0.5,
+        "returns_std": 0.5,
+        "returns_max": 1.0,
+        "returns_min": 0.0,
+        "returns_median": 0.5,
+        "returns_q25": 0.0,
+        "returns_q75": 1.0,
+        "returns_best_mean": 2 / 3,
+        "advantages_mean": 0.0,
+        "advantages_std": 0.5,
+        "total_rollouts": 6,
+        "completion_tokens_mean": 19 / 6,
+        "completion_tokens_min": 1,
+        "completion_tokens_max": 8,
+        "completion_tokens_correct_mean": 2.0,
+        "completion_tokens_incorrect_mean": 13 / 3,
+        "truncated_fraction": 1 / 6,
+        "solved_none": 1 / 3,
+        "solved_some": 1 / 3,
+        "solved_all": 1 / 3,
+        "zero_variance_fraction": 2 / 3,
+    }
+    assert metrics == {f"rollouts/{name}": pytest.approx(v) for name, v in expected.items()}
+
+
+def test_what_does_not_apply_is_absent():
+    names = rollout_metrics([make_group(make_rollout(1.0, True), make_rollout(1.0, True))], [])
+    assert "rollouts/completion_tokens_correct_mean" in names
+    assert "rollouts/completion_tokens_incorrect_mean" not in names
+    assert "rollouts/kl_mean" not in names
+
+
+def make_experience(
+    advantage: float, old: list[float], ref: list[float] | None, sampler: list[float] | None = None
+) -> Experience:
+    """The first token of three is given."""
+    return Experience(
+        0,
+        torch.tensor([9, 1, 2]),
+        torch.tensor([False, True, True]),
+        advantage,
+        log_probs_sampler=torch.tensor([0.0, *(sampler or old)]),
+        log_probs_old=torch.tensor([0.0, *old]),
+        log_probs_ref=None if ref is None else torch.tensor([0.0, *ref]),
+        entropy=torch.tensor([0.0, 0.5, 1.5]),
+    )
+
+
+def test_log_prob_metrics_are_means_over_sampled_tokens():
+    experiences = [
+        make_experience(1.0, [-1.0, -2.0], [-1.0, -2.0 + math.log(2)], sampler=[-1.0, -1.75]),
+        make_experience(-1.0, [-1.0, -1.0], [-1.0, -1.0]),
+    ]
+    metrics = rollout_metrics(GROUPS, experiences)
+    kl = 2 - 1 - math.log(2)
+    assert metrics["rollouts/entropy_mean"] == pytest.approx(1.0)
+    assert metrics["rollouts/logprob_mismatch_mean"] == pytest.approx(0.25 / 4)
+    assert metrics["rollouts/logprob_mismatch_max"] == pytest.approx(0.25)
+    assert metrics["rollouts/kl_mean"] == pytest.approx(kl / 4, rel=1e-5)
+    assert metrics["rollouts/kl_max"] == pytest.approx(kl, rel=1e-5)
+    assert metrics["rollouts/kl_std"] == pytest.approx(kl * math.sqrt(3) / 4, rel=1e-5)
+
+
+def test_preference_metrics_are_sums_over_completions_by_sign_of_the_advantage():
+    experiences = [
+        make_experience(1.0, [-1.0, -2.0], [-1.5, -2.5]),
+        make_experience(2.0, [-1.0, -2.0], [-1.0, -2.0]),
+        make_experience(-1.0, [-3.0, -2.0], [-1.0, -2.0]),
+        make_experience(0.0, [-9.0, -9.0], [-1.0, -1.0]),
+    ]
+    metrics = preference_metrics(experiences)
+    assert metrics == {"rewards/chosen": 0.5, "rewards/rejected": -2.0, "rewards/margins": 2.5}
+    assert preference_metrics(experiences[:2]) == {}
+    assert preference_metrics([make_experience(1.0, [-1.0, -1.0], None)]) == {}
+
+
+def test_reward_statistics_over_batches():
+    statistics = RunStatistics(REWARDS)
+    first = statistics.add_batch(GROUPS)
+    second = statistics.add_batch([make_group(make_rollout(2.0), make_rollout(3.0))])
+    assert first["rewards/a_mean"] == 0.5
+    assert first["rewards/a_recent_mean"] == 0.5
+    assert second["rewards/a_mean"] == 2.5
+    assert second["rewards/a_recent_mean"] == 1.5
+    assert (second["rewards/a_max"], second["rewards/a_min"]) == (3.0, 2.0)
+    assert second["rewards/total_mean"] == 2.5
+    assert (first["rewards/correctness_rate"], second["rewards/correctness_rate"]) == (0.5, 0)
+    final = statistics.final(total_steps=7)
+    assert final["final/a_mean"] == 1.0
+    assert final["final/a_std"] == pytest.approx(math.sqrt(16 / 8 - 1))
+    assert (final["final/a_max"], final["final/a_min"]) == (3.0, 0.0)
+    assert final["final/a_total_samples"] == 8
+    assert final["final/best_mean_return"] == 2.5
+    assert (final["final/total_steps"], final["final/total_batches"]) == (7, 2)
+    assert final["final/total_rollouts"] == 8
+    assert "final_reward" not in final
+
+
+def test_the_recent_mean_forgets_all_but_ten_batches():
+    statistics = RunStatistics(REWARDS)
+    for number in range(12):
+        group = make_group(make_rollout(float(number)), make_rollout(float(number)))
+        metrics = statistics.add_batch([group])
+    assert metrics["rewards/a_recent_mean"] == pytest.approx(sum(range(2, 12)) / 10)
+
+
+def test_statistics_survive_a_checkpoint():
+    statistics = RunStatistics(REWARDS)
+    statistics.add_batch(GROUPS)
+    statistics.count_step(math.nan)
+    restored = RunStatistics(REWARDS)
+    restored.load_state_dict(statistics.state_dict())
+    assert restored.final(3) == statistics.final(3)
+    assert restored.add_batch(GROUPS) == statistics.add_batch(GROUPS)
+    assert (restored.invalid_losses, restored.invalid_in_a_row) == (1, 1)
+
+
+def test_steps_without_a_finite_gradient_are_counted():
+    statistics = RunStatistics(REWARDS)
+    assert [statistics.count_step(norm) for norm in (1.0, math.nan, math.inf, 0.0)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert (statistics.invalid_losses, statistics.invalid_in_a_row) == (2, 0)
+
+
+def make_batch(mask: list[list[bool]]) -> ExperienceBatch:
+    sampled = torch.tensor(mask)
+    zeros = torch.zeros(sampled.shape)
+    return ExperienceBatch(
+        zeros.long(), torch.ones_like(sampled), sampled, torch.zeros(len(mask)), zeros, None, 5
+    )
+
+
+def test_step_sums_weight_micro_batches_by_their_tokens():
+    sums = StepSums()
+    sums.add(
+        torch.tensor(0.25),
+        make_batch([[True, True], [True, False]]),
+        torch.tensor([[1.0, 2.0], [3.0, 99.0]]),
+        kl=torch.tensor([[1.0, 1.0], [1.0, math.nan]]),
+        clip_fraction=torch.tensor([[True, False], [False, True]]),
+    )
+    sums.add(
+        torch.tensor(0.5),
+        make_batch([[False, True]]),
+        torch.tensor([[50.0, 2.0]]),
+        kl=torch.tensor([[7.0, 3.0]]),
+        clip_fraction=torch.tensor([[True, True]]),
+    )
+    sums.finish(grad_norm=1.5, learning_rate=0.1)
+    assert sums.metrics() == {
+        "training_step/loss": 0.75,
+        "training_step/grad_norm": 1.5,
+        "training_step/learning_rate": 0.1,
+        "training_step/ratio_mean": 2.0,
+        "training_step/ratio_max": 3.0,
+        "training_step/kl": 1.5,
+        "training_step/clip_fraction": 0.5,
+    }
+    assert (sums.tokens, sums.positions) == (10, 6)
+
+
+def test_a_step_without_a_sampled_token_has_a_loss_and_no_token_means():
+    sums = StepSums()
+    sums.add(torch.tensor(0.0), make_batch([[False]]), torch.ones(1, 1), kl=torch.ones(1, 1))
+    sums.finish(0.0, 0.1)
+    assert set(sums.metrics()) == {
+        f"training_step/{name}" for name in ("loss", "grad_norm", "learning_rate")
+    }
+
+
+def test_epoch_metrics_leave_out_what_is_not_finite():
+    steps = []
+    for loss, norm in ((1.0, 2.0), (3.0, 4.0), (math.nan, math.nan)):
+        sums = StepSums()
+        sums.add(torch.tensor(loss), make_batch([[True]]), torch.ones(1, 1))
+        sums.finish(norm, 0.1)
+        steps.append(sums)
+    assert epoch_metrics(steps) == {
+        "training_epoch/steps_per_epoch": 3,
+        "training_epoch/loss_mean": 2.0,
+        "training_epoch/loss_std": 1.0,
+        "training_epoch/grad_norm_mean": 3.0,
+        "training_epoch/grad_norm_max": 4.0,
+    }
+
+
+def test_evaluation_metrics():
+    tagged = "<answer>1</answer>"
+    groups = [
+        make_group(make_rollout(1.0, True, text=tagged), make_rollout(0.0, text=tagged)),
+        make_group(make_rollout(0.0), make_rollout(0.0, text=tagged)),
+    ]
+    assert evaluation_metrics(groups) == {
+        "eval/accuracy": 0.25,
+        "eval/format_rate": 0.75,
+        "eval/accuracy_tagged": pytest.approx(1 / 3),
+        "eval/returns_mean": 0.25,
+        "eval/completion_tokens_mean": 2.0,
+        "eval/pass_at_k": 0.5,
+    }
+    single = [make_group(make_rollout(0.0))]
+    assert set(evaluation_metrics(single)) == {
+        "eval/accuracy",
+        "eval/format_rate",
+        "eval/returns_mean",
+        "eval/completion_tokens_mean",
+    }

@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from common.rewards.answers import is_correct
+from common.rewards.reward import Reward, build_rewards, text_rewards
+from common.rollout.chat import ChatFormat
+from common.rollout.rollout import rollout, with_advantages
+from common.rollout.sampling import Sampling, StreamKey
+from common.tasks.task import Task
+from tests.helpers import ScriptedGenerator
+
+TASKS = [Task(11, "What is 1+1?", "2"), Task(22, "What is 1+2?", "3")]
+SCRIPT = ["<think> 1+1=2</think><answer> 2</answer>", "2", "<answer> 3</answer>"]
+REWARDS = build_rewards(text_rewards("think"), [], "answer_check=1,format_exact=0.1")
+
+
+@pytest.fixture
+def scripted(tokenizer) -> ScriptedGenerator:
+    lines = [tokenizer(line, add_special_tokens=False).input_ids for line in SCRIPT]
+    return ScriptedGenerator(lines, tokenizer.eos_token_id)
+
+
+def run(generator, tokenizer, rewards=REWARDS, max_new_tokens=64):
+    return rollout(
+        TASKS,
+        step=5,
+        group_size=3,
+        seed=9,
+        generator=generator,
+        chat=ChatFormat(tokenizer, ""),
+        sampling=Sampling(1.0, 1.0, max_new_tokens),
+        rewards=rewards,
+        is_correct=is_correct,
+    )
+
+
+def test_groups_hold_the_scripted_completions_with_their_scores(scripted, tokenizer):
+    first, second = run(scripted, tokenizer)
+    assert [rollout.completion for rollout in first.rollouts] == SCRIPT
+    assert first.rewards == pytest.approx([1.1, 0.0, 0.0])
+    assert second.rewards == pytest.approx([0.1, 0.0, 1.0])
+    assert [rollout.correct for rollout in first.rollouts] == [True, False, False]
+    assert [rollout.correct for rollout in second.rollouts] == [False, False, True]
+    assert first.rollouts[0].scores["format_exact"] == 1
+
+
+def test_the_trajectory_is_prompt_and_sampled_tokens_with_the_stop_token(scripted, tokenizer):
+    trajectory = run(scripted, tokenizer)[1].rollouts[1].trajectory
+    prompt, reply = trajectory.segments
+    assert tokenizer.decode(prompt.token_ids) == (
+        "<|im_start|>user\nWhat is 1+2?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(reply.token_ids) == "2<|im_end|>"
+    assert (prompt.sampled, reply.sampled) == (False, True)
+    assert reply.log_probs == (-0.5, -0.5)
+    assert trajectory.stop_reason == "stop"
+
+
+def test_every_member_of_every_group_has_a_stream_of_its_own(scripted, tokenizer):
+    run(scripted, tokenizer)
+    assert [request.stream for request in scripted.requests] == [
+        StreamKey(9, 5, task_id, member) for task_id in (11, 22) for member in range(3)
+    ]
+
+
+def test_a_completion_that_is_cut_is_scored_as_it_was_cut(scripted, tokenizer):
+    groups = run(scripted, tokenizer, max_new_tokens=2)
+    cut = groups[0].rollouts[0]
+    assert cut.completion == "<think> "
+    assert cut.trajectory.stop_reason == "length"
+    assert cut.reward == 0
+
+
+def test_advantages_are_centred_inside_each_group(scripted, tokenizer):
+    length = Reward("length", lambda completion, task: len(completion), 1.0)
+    groups = with_advantages(run(scripted, tokenizer, [length]), lambda r: r - r.mean())
+    mean = sum(map(len, SCRIPT)) / 3
+    for group in groups:
+        assert group.advantages == pytest.approx([len(line) - mean for line in SCRIPT])
+
+
+def test_advantages_are_computed_in_float64(scripted, tokenizer):
+    seen = []
+
+    def advantages(rewards: torch.Tensor) -> torch.Tensor:
+        seen.append(rewards)
+        return rewards
+
+    with_advantages(run(scripted, tokenizer), advantages)
+    assert all(rewards.dtype == torch.float64 for rewards in seen)
+    assert seen[0].tolist() == [1.1, 0.0, 0.0]
