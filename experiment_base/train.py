@@ -176,6 +176,7 @@ def main(config: Config) -> None:
                 )
                 if config.logs_completions(step + 1):
                     logger.log_samples(step + 1, groups[:4], "train")
+                    logger.log_example(step + 1, groups[0])
                 state.stop_if_diverged(step + 1)
                 if config.saves_checkpoint(step + 1):
                     with timer("checkpoint"):

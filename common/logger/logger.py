@@ -52,12 +52,14 @@ class Logger:
             sink.log_text(name, text, batch_step)
 
     def log_samples(self, batch_step: int, groups: Sequence[Group], split: str) -> None:
-        """Append the groups, whole, to `samples.jsonl`, and the first completion as text."""
+        """Append the groups, whole, to `samples.jsonl`."""
         rows = [row for group in groups for row in sample_rows(batch_step, group, split)]
         self._append_samples(rows)
-        if rows:
-            text = f"{rows[0]['question']}\n\n{rows[0]['completion']}"
-            self.log_text("examples/completion", text, batch_step)
+
+    def log_example(self, batch_step: int, group: Group) -> None:
+        """Show the first completion of a group as text beside the metrics."""
+        text = f"{group.task.question}\n\n{group.rollouts[0].completion}"
+        self.log_text("examples/completion", text, batch_step)
 
     def log_invalid_step(self, global_step: int, task_ids: Sequence[int]) -> None:
         """Record the tasks of an optimizer batch whose gradient was not finite."""
