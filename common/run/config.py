@@ -12,7 +12,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 import docstring_parser
 import torch
@@ -339,7 +339,8 @@ def _reject_unknown_flags(arguments: Sequence[str], groups: dict[str, type]) -> 
     for group in groups.values():
         for field in dataclasses.fields(group):
             flag = field.name.replace("_", "-")
-            known |= {f"--{flag}", f"--no-{flag}"} if field.type is bool else {f"--{flag}"}
+            is_switch = get_args(field.type)[0] is bool
+            known |= {f"--{flag}", f"--no-{flag}"} if is_switch else {f"--{flag}"}
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
