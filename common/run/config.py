@@ -90,7 +90,7 @@ class RolloutFlags:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerFlags:
     max_steps: int = UNRESOLVED
-    """Rollout batches to run. Default: 20 for tiny, else 100."""
+    """Rollout batches to run. Default: 25 for tiny, else 100."""
     train_batch_size: int = 128
     """Sequences per optimizer step, over all ranks: what the loss is averaged over."""
     micro_batch_size: int = 64
@@ -243,7 +243,7 @@ ConfigType = TypeVar("ConfigType", bound=TrainConfig)
 # What a flag means when it is not given, for a bundled model and for any other.
 BUNDLED_DEFAULTS = {
     "lr": 4e-4,
-    "max_steps": 20,
+    "max_steps": 25,
     "max_completion_tokens": 64,
     "max_length": 160,
     "system_prompt": "",
