@@ -115,7 +115,7 @@ class OptimizerFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationFlags:
-    eval_interval: int = 10
+    eval_interval: int = 5
     """Evaluate every this many steps, besides the start and the end; 0 for those two alone."""
     eval_samples: int = 256
     """Held-out tasks to evaluate on; 0 turns evaluation off."""
