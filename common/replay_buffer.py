@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from common.algo.aggregation import BatchTotals
 from common.models.log_probs import AdaptersOff, TokenLogProbs
 from common.rollout.trajectory import Group, Trajectory
 
@@ -95,6 +96,12 @@ class ExperienceBatch:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+
+def totals_of(batch: Sequence[Experience]) -> BatchTotals:
+    """The denominators of an optimizer batch."""
+    tokens = sum(int(experience.sampled.sum()) for experience in batch)
+    return BatchTotals(len(batch), tokens)
 
 
 def micro_batches(

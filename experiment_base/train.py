@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 if importlib.util.find_spec("common") is None:
@@ -22,8 +24,11 @@ import torch
 from rich.console import Console
 
 from common.algo.advantages import group_advantages
+from common.algo.aggregation import sequence_mean
+from common.algo.clip import clipped_surrogate
 from common.algo.kl import kl_divergence_k3
-from common.algo.loss import clipped_loss, clipped_tokens, sequence_mean, token_log_ratio
+from common.algo.objective import Objective
+from common.algo.ratio import token_log_ratio
 from common.logger.metrics import RunStatistics, StepSums, batch_metrics, epoch_metrics
 from common.logger.open import open_logger
 from common.logger.summary import before_and_after
@@ -35,6 +40,7 @@ from common.replay_buffer import (
     ReplayBuffer,
     experiences_from,
     micro_batches,
+    totals_of,
     with_log_probs,
 )
 from common.rewards.answers import is_correct
@@ -77,31 +83,46 @@ class Config(TrainConfig):
         self.check("clip_eps_high", lambda value: 0 < value < float("inf"), "above 0")
 
 
+def grpo(config: Config) -> Objective:
+    """Advantages in standard deviations of the group, token ratios, clipping, sequence means."""
+    eps, eps_high = config.clip_eps, config.clip_eps_high or config.clip_eps
+    return Objective(
+        advantages=group_advantages,
+        log_ratio=token_log_ratio,
+        clip=partial(clipped_surrogate, clip_eps=eps, clip_eps_high=eps_high),
+        aggregate=sequence_mean,
+    )
+
+
 def accumulate_gradients(
-    policy: TokenLogProbs, batch: list[Experience], config: Config, device: torch.device
+    objective: Objective,
+    policy: TokenLogProbs,
+    batch: list[Experience],
+    config: Config,
+    device: torch.device,
 ) -> StepSums:
     """The gradient of an optimizer batch, micro-batch by micro-batch."""
-    eps, eps_high = config.clip_eps, config.clip_eps_high or config.clip_eps
-    sums = StepSums()
+    sums, totals = StepSums(), totals_of(batch)
     for micro in micro_batches(batch, config.micro_batch_size, device):
         mask = micro.sampled
         log_probs, entropy = policy(micro.token_ids, micro.attention_mask, mask)
-        log_ratio = token_log_ratio(log_probs, micro.log_probs_old, mask)
-        per_token = clipped_loss(log_ratio, micro.advantages, eps, eps_high)
-        clipped = clipped_tokens(log_ratio, micro.advantages, eps, eps_high)
+        per_token, ratio, clipped = objective.per_token(
+            log_probs, micro.log_probs_old, micro.advantages, mask
+        )
         watched = {"entropy": entropy, "clip_fraction": clipped}
         if micro.log_probs_ref is not None:
             watched["kl"] = kl_divergence_k3(log_probs, micro.log_probs_ref, mask)
             per_token = per_token + config.kl_weight * watched["kl"]
-        loss = sequence_mean(per_token, mask, num_sequences=len(batch))
+        loss = objective.aggregate(per_token, mask, totals)
         loss.backward()
-        sums.add(loss, micro, log_ratio.exp(), **watched)
+        sums.add(loss, micro, ratio, **watched)
     return sums
 
 
-def main(config: Config) -> None:
+def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
     console = Console()
     config = resolve_defaults(config, bundled=is_bundled(config.model_name))
+    objective = choose(config)
     device = resolve_device(config.device)
     options = config.model_options(device)
     train_tasks, held_out = load_task_split(config)
@@ -144,7 +165,7 @@ def main(config: Config) -> None:
                 # 1. Collect: a group of completions per task, scored and compared with one another.
                 with timer("rollout"):
                     tasks = tasks_of_step(train_tasks, step, config)
-                    groups = with_advantages(collector.train(tasks, step), group_advantages)
+                    groups = with_advantages(collector.train(tasks, step), objective.advantages)
                 with timer("log_probs"):
                     size = config.micro_batch_size
                     experiences = experiences_from(groups)
@@ -158,7 +179,7 @@ def main(config: Config) -> None:
                         passed = len(steps)
                         shuffle = stream(config.seed, "shuffle", step, epoch)
                         for batch in buffer.batches(config.train_batch_size, shuffle):
-                            sums = accumulate_gradients(policy, batch, config, device)
+                            sums = accumulate_gradients(objective, policy, batch, config, device)
                             rate = learning_rate(config, state.global_step, total_steps)
                             norm = optimizer_step(optimizer, rate, config.max_grad_norm)
                             state.global_step += 1

@@ -1,32 +1,47 @@
 """The gradient of an optimizer batch depends on what is in it, not on how it is cut and padded."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.algo.kl import kl_divergence_k3
-from common.algo.loss import clipped_loss, sequence_mean, token_log_ratio
+from common.algo.objective import Objective
 from common.models.log_probs import TokenLogProbs
-from common.replay_buffer import Experience, ExperienceBatch, micro_batches
+from common.replay_buffer import Experience, ExperienceBatch, micro_batches, totals_of
 from tests.helpers import random_experiences, random_model
+from tests.variants import VARIANTS
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
-def gradient(batches: list[ExperienceBatch], dtype: torch.dtype) -> Tensor:
-    """The flat gradient summed over micro-batches of one optimizer batch of 7 sequences."""
-    model = random_model(dtype)
-    policy = TokenLogProbs(model, temperature=0.9)
+def loss_of(
+    objective: Objective, batches: Sequence[ExperienceBatch], model: torch.nn.Module, kl_weight=0.1
+) -> Tensor:
+    """The loss of one optimizer batch of seven sequences, cut into these micro-batches."""
+    policy = TokenLogProbs(model, temperature=0.9)  # pyright: ignore[reportArgumentType]
+    totals = totals_of(random_experiences(7))
+    shares = []
     for batch in batches:
         log_probs, _ = policy(batch.token_ids, batch.attention_mask, batch.sampled)
         assert batch.log_probs_ref is not None
-        log_ratio = token_log_ratio(log_probs, batch.log_probs_old, batch.sampled)
-        per_token = clipped_loss(log_ratio, batch.advantages.to(dtype), 0.2, 0.2)
+        per_token, _, _ = objective.per_token(
+            log_probs, batch.log_probs_old, batch.advantages, batch.sampled
+        )
         kl = kl_divergence_k3(log_probs, batch.log_probs_ref, batch.sampled)
-        sequence_mean(per_token + 0.1 * kl, batch.sampled, 7).backward()
+        shares.append(objective.aggregate(per_token + kl_weight * kl, batch.sampled, totals))
+    return torch.stack(shares).sum()
+
+
+def gradient(
+    objective: Objective, batches: Sequence[ExperienceBatch], dtype: torch.dtype
+) -> Tensor:
+    model = random_model(dtype)
+    loss_of(objective, batches, model).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -51,32 +66,75 @@ def padded(batch: ExperienceBatch, count: int) -> ExperienceBatch:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
+@pytest.mark.parametrize("objective", VARIANTS.values(), ids=VARIANTS.keys())
 class TestTheGradientIsTheSame:
-    def check(self, dtype: torch.dtype, batches: list[ExperienceBatch]) -> None:
-        expected = gradient(whole(random_experiences(7, dtype=dtype)), dtype)
-        error = (gradient(batches, dtype) - expected).norm() / expected.norm()
+    def check(
+        self, objective: Objective, dtype: torch.dtype, batches: list[ExperienceBatch]
+    ) -> None:
+        expected = gradient(objective, whole(random_experiences(7, dtype=dtype)), dtype)
+        error = (gradient(objective, batches, dtype) - expected).norm() / expected.norm()
         assert expected.norm() > 1e-3
         assert float(error) < TOLERANCE[dtype]
 
     @pytest.mark.parametrize("size", [1, 2, 3, 5])
-    def test_for_any_micro_batch_size(self, dtype, size):
-        self.check(dtype, list(micro_batches(random_experiences(7, dtype=dtype), size, CPU)))
-
-    def test_in_any_order(self, dtype):
+    def test_for_any_micro_batch_size(self, objective, dtype, size):
         experiences = random_experiences(7, dtype=dtype)
-        self.check(dtype, whole([experiences[index] for index in (3, 6, 0, 2, 5, 1, 4)]))
+        self.check(objective, dtype, list(micro_batches(experiences, size, CPU)))
 
-    def test_with_more_padding(self, dtype):
+    def test_in_any_order(self, objective, dtype):
+        experiences = random_experiences(7, dtype=dtype)
+        order = (3, 6, 0, 2, 5, 1, 4)
+        self.check(objective, dtype, whole([experiences[index] for index in order]))
+
+    def test_with_more_padding(self, objective, dtype):
         batch = whole(random_experiences(7, dtype=dtype))[0]
-        self.check(dtype, [padded(batch, 9)])
+        self.check(objective, dtype, [padded(batch, 9)])
 
 
-def test_a_sequence_of_zero_advantage_adds_nothing_to_the_policy_term():
+@pytest.mark.parametrize("objective", VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_sequence_of_zero_advantage_adds_nothing_to_the_policy_term(objective):
     experience = replace(random_experiences(1)[0], advantage=0.0)
     model = random_model(torch.float32)
-    batch = ExperienceBatch.collate([experience], CPU)
-    log_probs, _ = TokenLogProbs(model, 1.0)(batch.token_ids, batch.attention_mask, batch.sampled)
-    log_ratio = token_log_ratio(log_probs, batch.log_probs_old, batch.sampled)
-    sequence_mean(clipped_loss(log_ratio, batch.advantages, 0.2, 0.2), batch.sampled, 1).backward()
+    loss_of(objective, whole([experience]), model, kl_weight=0.0).backward()
     assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("CISPO", "GSPO")])
+def test_the_gradient_of_a_whole_model_equals_finite_differences(name):
+    """In float64, along random directions; ratios are kept inside the clip range, where the loss
+    is smooth. (CISPO's gradient is not that of its value, by its stop-gradient; GSPO's clip range
+    is narrower than a finite difference.) GPT-2, because Qwen's norms always round to float32."""
+    objective = VARIANTS[name]
+    torch.manual_seed(0)
+    sizes = GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    model = GPT2LMHeadModel(sizes).double().eval()
+    policy = TokenLogProbs(model, temperature=0.9)
+    experiences = []
+    for experience in random_experiences(7, dtype=torch.float64):
+        everywhere = torch.ones(1, len(experience), dtype=torch.bool)
+        with torch.no_grad():
+            log_probs, _ = policy(experience.token_ids[None], everywhere, experience.sampled[None])
+        experiences.append(
+            replace(
+                experience,
+                log_probs_old=log_probs[0] - 0.05,
+                log_probs_ref=log_probs[0] + 0.1 * experience.sampled,
+            )
+        )
+    batches = whole(experiences)
+    loss_of(objective, batches, model).backward()
+    start = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    analytic = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    generator = torch.Generator().manual_seed(0)
+
+    def loss_at(point: Tensor) -> float:
+        torch.nn.utils.vector_to_parameters(point, model.parameters())
+        with torch.no_grad():
+            return loss_of(objective, batches, model).item()
+
+    for _ in range(5):
+        direction = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+        direction /= direction.norm()
+        slope = (loss_at(start + 1e-5 * direction) - loss_at(start - 1e-5 * direction)) / 2e-5
+        assert slope == pytest.approx(float(analytic @ direction), rel=1e-5, abs=1e-9)

@@ -5,38 +5,66 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.algo.advantages import group_advantages
+from common.algo.advantages import (
+    group_advantages,
+    leave_one_out_advantages,
+    mean_centred_advantages,
+)
+
+ALL = [group_advantages, mean_centred_advantages, leave_one_out_advantages]
 
 
-def test_advantages_of_a_group_worked_out_by_hand():
-    # mean 0.25, squared deviations 0.5625 + 3 * 0.0625 = 0.75, Bessel-corrected std = sqrt(0.25)
-    advantages = group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64))
-    expected = [0.75 / 0.5001, -0.25 / 0.5001, -0.25 / 0.5001, -0.25 / 0.5001]
-    assert advantages.tolist() == pytest.approx(expected, abs=1e-12)
+@pytest.mark.parametrize(
+    ("advantages", "expected"),
+    [
+        # Mean 0.25; squared deviations 0.5625 + 3 x 0.0625 = 0.75; Bessel: std = sqrt(0.25).
+        (group_advantages, [0.75 / 0.5001, *[-0.25 / 0.5001] * 3]),
+        (mean_centred_advantages, [0.75, -0.25, -0.25, -0.25]),
+        # The means of the others are 0 and, three times, 1/3.
+        (leave_one_out_advantages, [1.0, -1 / 3, -1 / 3, -1 / 3]),
+    ],
+)
+def test_advantages_of_a_group_worked_out_by_hand(advantages, expected):
+    rewards = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    assert advantages(rewards).tolist() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("advantages", ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(reward=st.floats(-1e6, 1e6, width=32), size=st.integers(2, 20))
-def test_equal_rewards_give_exactly_zero(dtype, reward, size):
-    assert group_advantages(torch.full((size,), reward, dtype=dtype)).tolist() == [0.0] * size
+def test_equal_rewards_give_exactly_zero(advantages, dtype, reward, size):
+    assert advantages(torch.full((size,), reward, dtype=dtype)).tolist() == [0.0] * size
 
 
 def test_the_mean_of_equal_rewards_alone_would_not_give_zero():
     rewards = torch.full((15,), 17.3)
     assert (rewards - rewards.mean()).abs().max() > 0
-    assert group_advantages(rewards).abs().max() == 0
+    assert mean_centred_advantages(rewards).abs().max() == 0
+
+
+@pytest.mark.parametrize("advantages", ALL)
+@given(st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=12))
+def test_advantages_sum_to_zero_and_keep_the_order_of_rewards(advantages, rewards):
+    values = torch.tensor(rewards, dtype=torch.float64)
+    result = advantages(values)
+    assert math.isclose(float(result.sum()), 0, abs_tol=1e-8)
+    assert (result[values.argsort(stable=True)].diff() >= -1e-12).all()
 
 
 @given(st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=12))
-def test_advantages_sum_to_zero_and_keep_the_order_of_rewards(rewards):
+def test_leave_one_out_is_the_mean_centred_advantage_times_g_over_g_minus_one(rewards):
     values = torch.tensor(rewards, dtype=torch.float64)
-    advantages = group_advantages(values)
-    assert math.isclose(float(advantages.sum()), 0, abs_tol=1e-8)
-    order = values.argsort(stable=True)
-    assert (advantages[order].diff() >= 0).all()
+    scale = len(rewards) / (len(rewards) - 1)
+    torch.testing.assert_close(
+        leave_one_out_advantages(values),
+        mean_centred_advantages(values) * scale,
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
+@pytest.mark.parametrize("advantages", ALL)
 @pytest.mark.parametrize("size", [0, 1])
-def test_a_group_without_a_baseline_is_refused(size):
+def test_a_group_without_a_baseline_is_refused(advantages, size):
     with pytest.raises(ValueError, match="at least two"):
-        group_advantages(torch.ones(size))
+        advantages(torch.ones(size))

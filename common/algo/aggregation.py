@@ -1,0 +1,54 @@
+"""From losses per token to the loss of an optimizer batch: the last of four choices.
+
+Each function gives the share of a micro-batch. Denominators are counted over the whole optimizer
+batch, so that shares add up to its loss however it was split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from common.algo.masking import masked_mean, masked_sum
+
+
+@dataclass(frozen=True)
+class BatchTotals:
+    """What an optimizer batch holds, over all its micro-batches and ranks."""
+
+    sequences: int
+    """All of them, those with zero advantage and empty ones included."""
+    tokens: int
+    """Sampled tokens."""
+
+
+def sequence_mean(
+    per_token: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], totals: BatchTotals
+) -> Float[Tensor, ""]:
+    """GRPO: the mean over sequences of the mean over their tokens, so that a token of a long
+    sequence counts less. DeepSeekMath, arXiv 2402.03300, equation 3."""
+    return masked_mean(per_token, mask).sum() / totals.sequences
+
+
+def token_mean(
+    per_token: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], totals: BatchTotals
+) -> Float[Tensor, ""]:
+    """DAPO: the mean over all tokens of the optimizer batch. arXiv 2503.14476, equation 8."""
+    return masked_sum(per_token, mask).sum() / max(1, totals.tokens)
+
+
+def constant_length_mean(
+    per_token: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    totals: BatchTotals,
+    *,
+    max_tokens: int,
+) -> Float[Tensor, ""]:
+    """Dr. GRPO: the sum over tokens / (sequences x `max_tokens`), with the generation budget as a
+    constant, so that every token counts the same whatever its sequence's length.
+
+    Understanding R1-Zero-Like Training, arXiv 2503.20783.
+    """
+    return masked_sum(per_token, mask).sum() / (totals.sequences * max_tokens)

@@ -1,0 +1,37 @@
+"""How far the policy has moved since it sampled: the second of four choices.
+
+Each function takes log-probs, the log-probs at sampling time and the mask, and gives log(ratio) per
+token; 0 and without gradient outside the mask, whatever stands there.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from common.algo.kl import MAX_LOG_RATIO
+from common.algo.masking import masked_mean
+
+
+def token_log_ratio(
+    log_probs: Float[Tensor, "batch time"],
+    log_probs_old: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "batch time"]:
+    """Every token has the ratio of its own probabilities. PPO, arXiv 1707.06347."""
+    log_ratio = torch.where(mask, log_probs - log_probs_old, 0.0)
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def sequence_log_ratio(
+    log_probs: Float[Tensor, "batch time"],
+    log_probs_old: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "batch time"]:
+    """Every token has its sequence's ratio, the geometric mean over its tokens.
+
+    Goes with `sequence_mean`. GSPO, arXiv 2507.18071, equation 7.
+    """
+    mean = masked_mean(log_probs - log_probs_old, mask)
+    return torch.where(mask, mean.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)[:, None], 0.0)

@@ -1,0 +1,179 @@
+"""Every variant against a slow implementation written from its paper, and what must always hold."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.algo.aggregation import BatchTotals, constant_length_mean, sequence_mean, token_mean
+from common.algo.clip import clipped_surrogate, clipped_weight
+from common.algo.masking import masked_mean, masked_sum
+from common.algo.objective import Objective
+from common.algo.ratio import sequence_log_ratio, token_log_ratio
+from tests.variants import MAX_TOKENS, VARIANTS, Arrays, slow_loss
+
+
+@st.composite
+def micro_batches(draw):
+    """Shapes, masks and ratios near and far from 1; some sequences empty or without advantage."""
+    rows, time = draw(st.integers(1, 5)), draw(st.integers(1, 7))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    spread = draw(st.sampled_from([1e-4, 0.3, 3.0]))
+    old = rng.normal(-2, 1, (rows, time))
+    return Arrays(
+        log_probs=old + rng.normal(0, spread, (rows, time)),
+        old=old,
+        advantages=rng.normal(0, 1, rows) * (rng.random(rows) < 0.8),
+        mask=rng.random((rows, time)) < draw(st.sampled_from([0.0, 0.5, 1.0])),
+    )
+
+
+def loss_and_gradient(
+    objective: Objective, arrays: Arrays, totals: BatchTotals
+) -> tuple[float, np.ndarray]:
+    log_probs = torch.from_numpy(arrays.log_probs).clone().requires_grad_()
+    mask = torch.from_numpy(arrays.mask)
+    per_token, _, _ = objective.per_token(
+        log_probs, torch.from_numpy(arrays.old), torch.from_numpy(arrays.advantages), mask
+    )
+    loss = objective.aggregate(per_token, mask, totals)
+    loss.backward()
+    assert log_probs.grad is not None
+    return loss.item(), log_probs.grad.numpy()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(max_examples=150, deadline=None)
+@given(arrays=micro_batches(), other_sequences=st.integers(0, 3), other_tokens=st.integers(1, 9))
+def test_loss_and_gradient_equal_the_slow_loop(name, arrays, other_sequences, other_tokens):
+    """The optimizer batch holds other sequences besides those of this micro-batch."""
+    totals = BatchTotals(len(arrays.mask) + other_sequences, int(arrays.mask.sum()) + other_tokens)
+    loss, gradient = loss_and_gradient(VARIANTS[name], arrays, totals)
+    expected_loss, expected_gradient = slow_loss(name, arrays, totals)
+    assert loss == pytest.approx(expected_loss, rel=1e-9, abs=1e-12)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@given(arrays=micro_batches())
+def test_equal_rewards_give_exactly_zero_whatever_their_value(name, arrays):
+    objective = VARIANTS[name]
+    for value in (0.0, 17.3, -1e9):
+        advantages = objective.advantages(torch.full((15,), value))
+        assert (advantages == 0).all()
+    still = Arrays(arrays.log_probs, arrays.old, np.zeros(len(arrays.mask)), arrays.mask)
+    loss, gradient = loss_and_gradient(objective, still, BatchTotals(9, 9))
+    assert loss == 0
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_masked_positions_have_no_gradient_even_where_nothing_is_finite(name):
+    bad = [float("nan"), float("-inf"), float("inf")]
+    arrays = Arrays(
+        np.array([[-1.0, *bad], [-2.0, *bad]]),
+        np.array([[-1.0, *reversed(bad)]] * 2),
+        np.array([1.0, -1.0]),
+        np.array([[True, False, False, False]] * 2),
+    )
+    loss, gradient = loss_and_gradient(VARIANTS[name], arrays, BatchTotals(2, 2))
+    assert math.isfinite(loss)
+    assert (gradient[:, 1:] == 0).all()
+    assert np.isfinite(gradient).all()
+    assert (gradient[0, 0] != 0) or name == "GSPO"
+
+
+def on_policy(lengths: list[int]) -> Arrays:
+    time = max(lengths)
+    mask = np.arange(time) < np.array(lengths)[:, None]
+    log_probs = np.full((len(lengths), time), -1.0)
+    return Arrays(log_probs, log_probs, np.ones(len(lengths)), mask)
+
+
+def test_weight_per_token_of_a_short_and_a_long_answer():
+    """The paper's length bias: in GRPO a token of a ten times longer answer weighs a tenth."""
+    arrays, totals = on_policy([5, 50]), BatchTotals(2, 55)
+    weights = {
+        name: -loss_and_gradient(objective, arrays, totals)[1][:, 0]
+        for name, objective in VARIANTS.items()
+    }
+    assert weights["Dr. GRPO"][0] == weights["Dr. GRPO"][1]
+    assert weights["Dr. GRPO"][0] == pytest.approx(1 / (2 * MAX_TOKENS))
+    assert weights["GRPO"][0] == pytest.approx(10 * weights["GRPO"][1])
+    assert weights["GRPO"].tolist() == pytest.approx([1 / 10, 1 / 100])
+    assert weights["DAPO"].tolist() == pytest.approx([1 / 55, 1 / 55])
+    assert weights["GSPO"].tolist() == pytest.approx([1 / 10, 1 / 100])
+    assert weights["CISPO"].tolist() == pytest.approx([1 / 55, 1 / 55])
+    assert weights["RLOO"].tolist() == pytest.approx([1 / 2, 1 / 2])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "clipped"),
+    [
+        (1.31, 1.0, True),
+        (1.29, 1.0, False),
+        (1.31, -1.0, False),
+        (0.79, -1.0, True),
+        (0.81, -1.0, False),
+        (0.79, 1.0, False),
+    ],
+)
+def test_a_surrogate_counts_as_clipped_exactly_where_it_has_no_gradient(ratio, advantage, clipped):
+    log_ratio = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    loss, marked = clipped_surrogate(
+        log_ratio, log_ratio, torch.tensor([advantage]), clip_eps=0.2, clip_eps_high=0.3
+    )
+    loss.sum().backward()
+    assert log_ratio.grad is not None
+    assert bool(marked) == clipped
+    assert (float(log_ratio.grad) == 0) == clipped
+
+
+def test_cispo_bounds_the_weight_at_one_plus_eps_and_keeps_the_gradient():
+    log_ratio = torch.tensor([[math.log(5.0), math.log(0.1)]])
+    log_probs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    loss, clipped = clipped_weight(log_ratio, log_probs, torch.tensor([2.0]), clip_eps_high=0.3)
+    loss.sum().backward()
+    assert clipped.tolist() == [[True, False]]
+    assert loss.tolist() == [pytest.approx([1.3 * 2 * 1, 0.1 * 2 * 2])]
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == [pytest.approx([-2.6, -0.2])]
+
+
+def test_the_sequence_ratio_is_the_geometric_mean_over_sampled_tokens():
+    new = torch.tensor([[math.log(0.4), math.log(0.9), 7.0], [0.0, 0.0, 0.0]])
+    old = torch.tensor([[math.log(0.1), math.log(0.9), -7.0], [0.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    ratio = sequence_log_ratio(new, old, mask).exp()
+    assert ratio.tolist() == [pytest.approx([2.0, 2.0, 1.0]), [1.0, 1.0, 1.0]]
+
+
+def test_a_huge_ratio_stays_finite():
+    mask = torch.ones(1, 1).bool()
+    for log_ratio in (token_log_ratio, sequence_log_ratio):
+        ratio = log_ratio(torch.tensor([[0.0]]), torch.tensor([[-1000.0]]), mask)
+        loss, _ = clipped_surrogate(
+            ratio, ratio, torch.tensor([-1.0]), clip_eps=0.2, clip_eps_high=0.2
+        )
+        assert torch.isfinite(loss).all()
+
+
+def test_aggregations_by_hand():
+    per_token = torch.tensor([[1.0, 2.0, 9.0], [3.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
+    mask = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+    totals = BatchTotals(sequences=4, tokens=10)
+    assert sequence_mean(per_token, mask, totals).item() == pytest.approx((1.5 + 3) / 4)
+    assert token_mean(per_token, mask, totals).item() == pytest.approx(6 / 10)
+    by_constant = constant_length_mean(per_token, mask, totals, max_tokens=5)
+    assert by_constant.item() == pytest.approx(6 / 20)
+    assert token_mean(per_token, mask & False, BatchTotals(3, 0)).item() == 0
+
+
+def test_masked_sum_and_mean_by_hand():
+    values = torch.tensor([[1.0, 2.0, 4.0], [3.0, 5.0, float("nan")], [7.0, 7.0, 7.0]])
+    mask = torch.tensor([[True, False, True], [True, True, False], [False, False, False]])
+    assert masked_sum(values, mask).tolist() == [5.0, 8.0, 0.0]
+    assert masked_mean(values, mask).tolist() == [2.5, 4.0, 0.0]
