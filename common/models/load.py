@@ -9,18 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+    OfflineModeIsEnabled,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
 
 from common.errors import UserError
 
 BUNDLED = Path(__file__).parent / "tiny" / "weights"
 
-# For models that come without a chat template (base models): roles as plain words.
+# Seconds in which the Hub must answer before its models are looked for in the cache alone.
+HUB_TIMEOUT = 5.0
+
+# What transformers raises for files that are absent, damaged, or not what they seem.
+_LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError),
+    *(SafetensorError, StrictDataclassError, HTTPError),
+)
+
+# For models that come without a chat template (base models): a line per message, opened by its
+# role as a plain word. Line feeds are spelled out because a template drops one after each tag.
 PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['role'] | capitalize }}: {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
@@ -53,11 +72,23 @@ def is_bundled(model_name: str) -> bool:
 
 
 def load_tokenizer(model_name: str) -> transformers.PreTrainedTokenizerBase:
-    """The model's tokenizer; one without a chat template gets `PLAIN_CHAT_TEMPLATE`."""
-    with _loading(model_name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(locate(model_name))
+    """The model's tokenizer; one without a chat template gets `PLAIN_CHAT_TEMPLATE`.
+
+    A tokenizer that begins every text with a token of its own has that token before the template
+    too: Llama and Gemma write nonsense without it.
+    """
+    with _loading(f"--model-name {model_name}"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            locate(model_name), local_files_only=_is_out_of_reach(model_name)
+        )
+    if len(tokenizer) == len(tokenizer.all_special_tokens):
+        raise UserError(
+            f"--model-name {model_name}: it has no tokenizer; "
+            "save the tokenizer in the model's directory"
+        )
     if not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+        begins = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN_CHAT_TEMPLATE
     return tokenizer
 
 
@@ -73,7 +104,6 @@ def load_policy(options: ModelOptions, weights: Path | None = None) -> transform
         model = _load_base(options, str(weights) if weights else options.name)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
     return model.train()
 
 
@@ -88,9 +118,11 @@ def _load_base(options: ModelOptions, name: str) -> transformers.PreTrainedModel
     quantization = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
-    with _loading(name):
+    attn = f" with --attn {options.attn}" if options.attn else ""
+    with _loading(f"--model-name {name}{attn}"):
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             locate(name),
+            local_files_only=_is_out_of_reach(name),
             dtype=torch.bfloat16 if frozen and options.use_bfloat16 else torch.float32,
             device_map=options.device,
             attn_implementation=options.attn,
@@ -132,32 +164,64 @@ def _check_extras(options: ModelOptions) -> None:
         raise UserError("--load-in-4bit: needs bitsandbytes; run pip install -e '.[quant]'")
 
 
+def _is_out_of_reach(name: str) -> bool:
+    """Whether the name is a Hub id and the Hub does not answer, so that only the cache can help.
+
+    Asked once, because transformers would ask for each file, and wait for each half a minute.
+    """
+    if Path(locate(name)).is_dir():
+        return False
+    try:
+        huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except (HfHubHTTPError, HFValidationError):
+        return False
+    except (HTTPError, OfflineModeIsEnabled):
+        return True
+    return False
+
+
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
+def _loading(subject: str) -> Iterator[None]:
     """Anything that transformers cannot load is the user's to mend: one line, with the cause."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise UserError(
-            f"--model-name {name}: out of memory while loading; add --lora-rank 16 "
+            f"{subject}: out of memory while loading; add --lora-rank 16 "
             "(with --load-in-4bit if need be) or take a smaller model"
         ) from None
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+    except _LOADING_ERRORS as error:
         cause = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise UserError(
-            f"--model-name {name}: cannot be loaded ({cause}); "
+            f"{subject}: cannot be loaded ({cause}); "
             "give a bundled name (tiny), a model directory, or a Hub id that can be reached"
         ) from error
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Ratios compare two passes over the same tokens; noise in either would look like learning."""
+    """Ratios compare two passes over the same tokens; noise in either would look like learning.
+
+    Models hold their rates in modules or in numbers such as `attention_dropout`, `resid_pdrop`,
+    `layerdrop` and `router_jitter_noise`.
+    """
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
+
+
+def check_positions(model: transformers.PreTrainedModel, max_length: int) -> None:
+    """Raise `UserError` for sequences longer than those that the model was made for."""
+    positions = max_positions(model)
+    if positions is not None and max_length > positions:
+        raise UserError(f"--max-length {max_length}: the model has {positions} positions; lower it")
+
+
+def max_positions(model: transformers.PreTrainedModel) -> int | None:
+    """The longest sequence that the model was made for, if its config says."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def stop_token_ids(

@@ -15,6 +15,9 @@ from common.models.load import ModelOptions, load_reference
 # Logits held at a time: 2**24 float32 values are 64 MB, enough to keep any device busy.
 CHUNK_ELEMENTS = 2**24
 
+# Rounding in bfloat16 is 0.004; a scale or a cap that was missed makes more difference.
+_PROJECTION_TOLERANCE = 0.01
+
 
 class TokenLogProbs(nn.Module):
     """A causal language model as a function from tokens to their log-probabilities.
@@ -36,6 +39,7 @@ class TokenLogProbs(nn.Module):
         self.temperature = temperature
         self.use_bfloat16 = use_bfloat16
         self.chunk_elements = chunk_elements
+        self.projects_in_chunks = has_known_projection(model)
 
     def forward(
         self,
@@ -50,21 +54,24 @@ class TokenLogProbs(nn.Module):
         context and cannot be scored.
         """
         positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        inputs = {
+            "input_ids": token_ids,
+            "attention_mask": attention_mask.long(),
+            "position_ids": positions,
+            "use_cache": False,
+        }
+        model = causal_model(self.model)
+        targets = token_ids[:, 1:][scored[:, 1:]]
         with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=self.use_bfloat16):
-            hidden = (
-                causal_model(self.model)
-                .base_model(
-                    input_ids=token_ids,
-                    attention_mask=attention_mask.long(),
-                    position_ids=positions,
-                    use_cache=False,
+            if self.projects_in_chunks:
+                hidden = model.base_model(**inputs).last_hidden_state
+                row_log_probs, row_entropy = self._score_in_chunks(
+                    hidden[:, :-1][scored[:, 1:]], targets
                 )
-                .last_hidden_state
-            )
-            rows = hidden[:, :-1][scored[:, 1:]]
-            targets = token_ids[:, 1:][scored[:, 1:]]
-            row_log_probs, row_entropy = self._score_in_chunks(rows, targets)
-        log_probs = torch.zeros(token_ids.shape, dtype=row_log_probs.dtype, device=rows.device)
+            else:
+                logits = model(**inputs).logits
+                row_log_probs, row_entropy = self._score(logits[:, :-1][scored[:, 1:]], targets)
+        log_probs = torch.zeros(token_ids.shape, dtype=row_log_probs.dtype, device=targets.device)
         return (
             log_probs.masked_scatter(scored, row_log_probs),
             torch.zeros_like(log_probs).masked_scatter(scored, row_entropy),
@@ -76,9 +83,9 @@ class TokenLogProbs(nn.Module):
         """One chunk keeps its logits for backward; several are each recomputed there instead."""
         chunk_rows = max(1, self.chunk_elements // self.model.config.get_text_config().vocab_size)
         if len(targets) <= chunk_rows:
-            return self._score(hidden, targets)
+            return self._project_and_score(hidden, targets)
         parts = [
-            checkpoint(self._score, some_hidden, some_targets, use_reentrant=False)
+            checkpoint(self._project_and_score, some_hidden, some_targets, use_reentrant=False)
             for some_hidden, some_targets in zip(
                 hidden.split(chunk_rows), targets.split(chunk_rows), strict=True
             )
@@ -86,10 +93,14 @@ class TokenLogProbs(nn.Module):
         log_probs, entropies = zip(*parts, strict=True)
         return torch.cat(log_probs), torch.cat(entropies)
 
-    def _score(
+    def _project_and_score(
         self, hidden: Float[Tensor, "rows width"], targets: Int[Tensor, " rows"]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        logits = project_to_vocabulary(causal_model(self.model), hidden)
+        return self._score(project_to_vocabulary(causal_model(self.model), hidden), targets)
+
+    def _score(
+        self, logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         log_probs = torch.log_softmax(logits.to(dtype) / self.temperature, dim=-1)
         with torch.no_grad():
@@ -147,3 +158,28 @@ def project_to_vocabulary(
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+@torch.no_grad()
+def has_known_projection(model: transformers.PreTrainedModel) -> bool:
+    """Whether `project_to_vocabulary` gives the model's own logits, seen on a few tokens.
+
+    Log-probs of a model that scales its logits in some other way are taken from all its logits.
+    """
+    model = causal_model(model)
+    hidden: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
+        hidden.append(output.last_hidden_state)
+
+    projection = cast(nn.Linear | None, model.get_output_embeddings())
+    if projection is None or model.base_model is model:
+        return False
+    hook = model.base_model.register_forward_hook(keep)
+    token_ids = torch.arange(4, device=model.device)[None]
+    logits = model(input_ids=token_ids, use_cache=False).logits
+    hook.remove()
+    if hidden[0].shape[-1] != projection.weight.shape[-1]:
+        return False
+    error = (project_to_vocabulary(model, hidden[0][0]) - logits[0]).abs().max()
+    return bool(error <= _PROJECTION_TOLERANCE * logits.abs().max())

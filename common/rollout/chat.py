@@ -21,27 +21,27 @@ class ChatFormat:
 
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, system_prompt: str) -> None:
         self.tokenizer = tokenizer
-        self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._special_ids = _special_ids(tokenizer)
         self._messages = _opening_messages(tokenizer, system_prompt)
         rendered = _render(tokenizer, self._messages)
-        self._before, found, self._after = rendered.partition(_PLACEHOLDER)
-        if not found:
+        if (times := rendered.count(_PLACEHOLDER)) != 1:
             raise UserError(
-                f"the chat template of {tokenizer.name_or_path} drops the user's message; "
-                "use a model with another chat template"
+                f"the chat template of {tokenizer.name_or_path} writes the user's message {times} "
+                "times instead of once; use a model with another chat template"
             )
+        self._before, _, self._after = rendered.partition(_PLACEHOLDER)
         self._num_special = self._count_special(self._encode(rendered))
 
     @property
     def turn_end_ids(self) -> frozenset[int]:
-        """The special token that the template writes after an assistant's reply, if there is one.
+        """The first special token that the template writes after a reply, if there is one.
 
         Base models that were given a chat template name another token as their end.
         """
         reply = {"role": "assistant", "content": _REPLY}
         rendered = _render(self.tokenizer, [*self._messages, reply], open_reply=False)
-        after = self._encode(rendered.rpartition(_REPLY)[2])[:1]
-        return frozenset(after) & self._special_ids
+        after = self._encode(rendered.rpartition(_REPLY)[2])
+        return frozenset([token for token in after if token in self._special_ids][:1])
 
     def prompt_ids(self, question: str) -> list[int]:
         """Tokens of the system prompt, the question and the opening of the assistant's turn.
@@ -64,6 +64,12 @@ class ChatFormat:
 
     def _count_special(self, token_ids: Sequence[int]) -> int:
         return sum(token_id in self._special_ids for token_id in token_ids)
+
+
+def _special_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every special token: `all_special_ids` has those with a role only, not Llama 3's headers."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.all_special_ids) | {number for number, new in added if new.special}
 
 
 def _opening_messages(
@@ -96,7 +102,7 @@ def _render(
             date_string=_PINNED_DATE,
             strftime_now=lambda _: _PINNED_DATE,
         )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} cannot render a question ({error}); "
             "use a model with another chat template"
