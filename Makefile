@@ -8,7 +8,7 @@ BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast lint tiny-model reproduce chat tensorboard clean
+.PHONY: help setup train test test-fast lint oracle tiny-model reproduce chat tensorboard clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,10 @@ lint: $(INSTALLED)  ## Check format, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
+
+oracle: $(INSTALLED)  ## Check our losses against TRL's own (installs TRL)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[oracle]'
+	@$(BIN)/pytest tests/test_trl_oracle.py
 
 tiny-model: $(INSTALLED)  ## Make the bundled model from nothing (about four minutes)
 	@$(BIN)/python -m common.models.tiny.make
