@@ -8,7 +8,7 @@ BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast lint oracle tiny-model reproduce chat tensorboard clean
+.PHONY: help setup train test test-fast lint oracle tiny-model reproduce chat merge-lora tensorboard clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ reproduce: $(INSTALLED)  ## Run the seeds behind the table of EXPERIMENT's READM
 
 chat: $(INSTALLED)  ## Ask a model: RUN=<run directory or model name>, Q="12+5-3" for one question
 	@$(BIN)/python -m common.run.chat $(if $(RUN),--model $(RUN)) $(if $(Q),--question "$(Q)")
+
+merge-lora: $(INSTALLED)  ## Write a LoRA run's model as a whole one: RUN=<run directory or checkpoint>
+	@$(BIN)/python -m common.models.merge_lora $(RUN)
 
 tensorboard: $(INSTALLED)  ## Show all runs in TensorBoard
 	@$(BIN)/tensorboard --logdir runs

@@ -88,16 +88,20 @@ GEMMA_TOKENIZER = TokenizerKind(
     begins_with_bos=True,
 )
 
-# Large enough for distributions that are far from uniform.
-_COMMON = {"initializer_range": 0.3, "attention_dropout": 0.2}
-_WITH_ROPE = {
-    **_COMMON,
+SMALL_SHAPE: dict[str, Any] = {
     "hidden_size": 32,
-    "intermediate_size": 48,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "num_hidden_layers": 2,
+    "pad_token_id": None,
+}
+_WITH_ROPE: dict[str, Any] = {
+    **SMALL_SHAPE,
+    "intermediate_size": 48,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
+    # Large enough for distributions that are far from uniform.
+    "initializer_range": 0.3,
+    "attention_dropout": 0.2,
 }
 SLIDING_WINDOW = 16
 

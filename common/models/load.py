@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 from safetensors import SafetensorError
+from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
 
@@ -99,11 +101,12 @@ def load_policy(options: ModelOptions, weights: Path | None = None) -> transform
     """
     _check_extras(options)
     if options.lora_rank:
-        model = _with_adapters(_load_base(options, options.name), options, weights)
+        model = _load_base(options, options.name)
+        _add_adapters(model, options, weights)
     else:
         model = _load_base(options, str(weights) if weights else options.name)
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 
@@ -135,24 +138,37 @@ def _load_base(options: ModelOptions, name: str) -> transformers.PreTrainedModel
             f"--model-name {name}: its weights lack {missing[0]} and {len(missing) - 1} more; "
             "give a complete causal language model"
         )
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise UserError(
+            f"--model-name {name}: {type(model).__name__} has no key-value cache to decode with; "
+            "take a model with attention"
+        )
     disable_dropout(model)
     return model
 
 
-def _with_adapters(
-    base: transformers.PreTrainedModel, options: ModelOptions, weights: Path | None
-) -> Any:
+def _add_adapters(
+    model: transformers.PreTrainedModel, options: ModelOptions, weights: Path | None
+) -> None:
+    """Freeze the model and add adapters, in float32 whatever it is held in."""
     import peft
 
-    if weights is not None:
-        return peft.PeftModel.from_pretrained(base, str(weights), is_trainable=True)
     config = peft.LoraConfig(
         r=options.lora_rank,
         lora_alpha=options.lora_alpha or 2 * options.lora_rank,  # pyright: ignore[reportArgumentType]
         target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(base, config)
+    model.add_adapter(config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if weights is not None:
+        saved = peft.load_peft_weights(str(weights), device="cpu")
+        peft.set_peft_model_state_dict(
+            model, {name.removeprefix("base_model.model."): value for name, value in saved.items()}
+        )
 
 
 def _check_extras(options: ModelOptions) -> None:

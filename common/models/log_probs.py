@@ -60,16 +60,15 @@ class TokenLogProbs(nn.Module):
             "position_ids": positions,
             "use_cache": False,
         }
-        model = causal_model(self.model)
         targets = token_ids[:, 1:][scored[:, 1:]]
         with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             if self.projects_in_chunks:
-                hidden = model.base_model(**inputs).last_hidden_state
+                hidden = self.model.base_model(**inputs).last_hidden_state
                 row_log_probs, row_entropy = self._score_in_chunks(
                     hidden[:, :-1][scored[:, 1:]], targets
                 )
             else:
-                logits = model(**inputs).logits
+                logits = self.model(**inputs).logits
                 row_log_probs, row_entropy = self._score(logits[:, :-1][scored[:, 1:]], targets)
         log_probs = torch.zeros(token_ids.shape, dtype=row_log_probs.dtype, device=targets.device)
         return (
@@ -96,7 +95,7 @@ class TokenLogProbs(nn.Module):
     def _project_and_score(
         self, hidden: Float[Tensor, "rows width"], targets: Int[Tensor, " rows"]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        return self._score(project_to_vocabulary(causal_model(self.model), hidden), targets)
+        return self._score(project_to_vocabulary(self.model, hidden), targets)
 
     def _score(
         self, logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, " rows"]
@@ -123,8 +122,11 @@ class AdaptersOff(nn.Module):
         scored: Bool[Tensor, "batch time"],
     ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
         """As `TokenLogProbs.forward`."""
-        with cast(Any, self.policy.model).disable_adapter():
+        self.policy.model.disable_adapters()
+        try:
             return self.policy(token_ids, attention_mask, scored)
+        finally:
+            self.policy.model.enable_adapters()
 
 
 def reference_log_probs(
@@ -136,12 +138,6 @@ def reference_log_probs(
     return TokenLogProbs(
         load_reference(options), policy.temperature, use_bfloat16=policy.use_bfloat16
     )
-
-
-def causal_model(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """The model itself, from inside peft's wrapper if there is one; adapters stay in place."""
-    inner = getattr(model, "get_base_model", None)
-    return inner() if inner is not None else model
 
 
 def project_to_vocabulary(
@@ -166,20 +162,13 @@ def has_known_projection(model: transformers.PreTrainedModel) -> bool:
 
     Log-probs of a model that scales its logits in some other way are taken from all its logits.
     """
-    model = causal_model(model)
-    hidden: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
-        hidden.append(output.last_hidden_state)
-
     projection = cast(nn.Linear | None, model.get_output_embeddings())
     if projection is None or model.base_model is model:
         return False
-    hook = model.base_model.register_forward_hook(keep)
     token_ids = torch.arange(4, device=model.device)[None]
-    logits = model(input_ids=token_ids, use_cache=False).logits
-    hook.remove()
-    if hidden[0].shape[-1] != projection.weight.shape[-1]:
+    hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state[0]
+    logits = model(input_ids=token_ids, use_cache=False).logits[0]
+    if hidden.shape[-1] != projection.weight.shape[-1]:
         return False
-    error = (project_to_vocabulary(model, hidden[0][0]) - logits[0]).abs().max()
+    error = (project_to_vocabulary(model, hidden) - logits).abs().max()
     return bool(error <= _PROJECTION_TOLERANCE * logits.abs().max())

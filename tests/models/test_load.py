@@ -1,0 +1,299 @@
+"""What `load_policy` and `load_tokenizer` promise of the models they return."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from common.errors import UserError
+from common.models.load import (
+    ModelOptions,
+    check_positions,
+    load_policy,
+    load_reference,
+    load_tokenizer,
+    stop_token_ids,
+)
+from common.models.log_probs import AdaptersOff, TokenLogProbs
+from common.rollout.chat import ChatFormat
+from common.rollout.generate import Interrupted, LocalGenerator, Request
+from common.rollout.sampling import Sampling, StreamKey
+from tests.small_models import SMALL_SHAPE, build_model, save_model
+
+CPU = torch.device("cpu")
+IDS = torch.arange(20, 50)[None]
+READ = torch.ones_like(IDS, dtype=torch.bool)
+SCORED = torch.arange(30)[None] > 3
+
+
+def options_for(directory: Path, **settings) -> ModelOptions:
+    return ModelOptions(str(directory), CPU, **settings)
+
+
+def log_probs_of(model: transformers.PreTrainedModel, **settings) -> Tensor:
+    return TokenLogProbs(model, 1.0, **settings)(IDS, READ, SCORED)[0]
+
+
+def train_once(model: transformers.PreTrainedModel) -> None:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    log_probs_of(model).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+class TestStopTokens:
+    def test_all_ids_of_the_generation_config_count(self, tmp_path):
+        directory = save_model("qwen2", tmp_path)
+        generation = transformers.GenerationConfig(eos_token_id=[5, 9])
+        generation.save_pretrained(directory)
+        model = load_policy(options_for(directory))
+        assert stop_token_ids(model, load_tokenizer(str(directory))) == {0, 5, 9}
+
+    def test_without_any_there_are_none(self, tmp_path):
+        directory = save_model("gpt2", tmp_path, eos_token_id=None)
+        tokenizer = load_tokenizer(str(directory))
+        tokenizer.eos_token = None
+        assert stop_token_ids(load_policy(options_for(directory)), tokenizer) == frozenset()
+
+    def test_the_end_of_a_turn_stops_where_the_end_of_the_text_is_another_token(self, saved_model):
+        tokenizer = load_tokenizer(str(saved_model("qwen2")))
+        model = load_policy(options_for(saved_model("qwen2")))
+        assert stop_token_ids(model, tokenizer) == {0}
+        assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 2
+        assert ChatFormat(tokenizer, "").turn_end_ids == {2}
+
+
+class TestTokenizers:
+    def test_one_without_a_template_gets_the_plain_one(self, saved_model):
+        chat = ChatFormat(load_tokenizer(str(saved_model("gpt2"))), "Be brief.")
+        text = chat.tokenizer.decode(chat.prompt_ids("How many?"))
+        assert text == "System: Be brief.\nUser: How many?\nAssistant:"
+        assert chat.turn_end_ids == {0}
+
+    def test_a_text_that_begins_with_a_token_of_the_tokenizers_own_does_so_in_a_prompt(
+        self, saved_model
+    ):
+        chat = ChatFormat(load_tokenizer(str(saved_model("llama"))), "")
+        ids = chat.prompt_ids("How many?")
+        assert chat.tokenizer.decode(ids) == "<|begin_of_text|>User: How many?\nAssistant:"
+        assert ids[0] == 0
+        assert ids.count(0) == 1
+
+    def test_none_is_needed_for_padding(self, saved_model):
+        """The training runs of test_hub_models do without; here it is shown that they have to."""
+        assert load_tokenizer(str(saved_model("llama"))).pad_token is None
+
+    def test_a_directory_without_one_is_a_mistake(self, tmp_path):
+        build_model(transformers.Qwen2Config, vocab_size=400, **SMALL_SHAPE).save_pretrained(
+            tmp_path
+        )
+        with pytest.raises(UserError, match="tokenizer"):
+            load_tokenizer(str(tmp_path))
+
+
+class TestWeights:
+    def test_are_float32_whatever_is_stored(self, tmp_path, saved_model):
+        model = transformers.AutoModelForCausalLM.from_pretrained(saved_model("qwen3"))
+        model.bfloat16().save_pretrained(tmp_path)
+        for use_bfloat16 in (False, True):
+            options = options_for(tmp_path, use_bfloat16=use_bfloat16)
+            for loaded in (load_policy(options), load_reference(options)):
+                assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+    def test_frozen_ones_are_bfloat16_under_lora_and_adapters_float32(self, model_directory):
+        options = options_for(model_directory, use_bfloat16=True, lora_rank=2)
+        for name, parameter in load_policy(options).named_parameters():
+            adapter = "lora_" in name
+            assert parameter.requires_grad is adapter
+            assert parameter.dtype is (torch.float32 if adapter else torch.bfloat16)
+
+    def test_that_are_missing_are_not_made_up(self, tmp_path, saved_model):
+        model = transformers.AutoModelForCausalLM.from_pretrained(saved_model("llama"))
+        state = model.state_dict()
+        del state["model.layers.1.mlp.up_proj.weight"]
+        model.save_pretrained(tmp_path, state_dict=state)
+        with pytest.raises(UserError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
+            load_policy(options_for(tmp_path))
+
+    def test_sequences_beyond_the_positions_are_refused(self, saved_model):
+        model = load_policy(options_for(saved_model("gpt2")))
+        check_positions(model, 1024)
+        with pytest.raises(UserError, match="--max-length 1025: the model has 1024 positions"):
+            check_positions(model, 1025)
+
+
+class TestDropout:
+    def test_of_every_kind_is_off(self, tmp_path):
+        """OPT has rates for dropout, attention, activations and whole layers."""
+        build_model(
+            transformers.OPTConfig,
+            **{**SMALL_SHAPE, "vocab_size": 400, "ffn_dim": 48, "word_embed_proj_dim": 32},
+            init_std=0.3,
+            dropout=0.5,
+            attention_dropout=0.5,
+            activation_dropout=0.5,
+            layerdrop=0.5,
+        ).save_pretrained(tmp_path)
+        model = load_policy(options_for(tmp_path))
+        plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        assert model.training
+        for _ in range(5):
+            torch.testing.assert_close(log_probs_of(model), log_probs_of(plain), atol=1e-6, rtol=0)
+
+    def test_stays_in_the_saved_config(self, tmp_path, saved_model):
+        load_policy(options_for(saved_model("llama"))).save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["attention_dropout"] == 0.2
+
+
+class TestLora:
+    def test_only_adapters_change(self, model_directory):
+        model = load_policy(options_for(model_directory, lora_rank=4))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        train_once(model)
+        train_once(model)
+        trained = {name for name, value in model.named_parameters() if value.requires_grad}
+        changed = {
+            name for name, value in model.state_dict().items() if not value.equal(before[name])
+        }
+        assert trained
+        assert all("lora_" in name for name in trained)
+        assert changed == trained
+
+    def test_alpha_over_rank_scales_the_adapters(self, saved_model):
+        """An adapter that is B A = ones of rank 2 adds alpha / 2 x rank to every weight."""
+        model = load_policy(options_for(saved_model("qwen2"), lora_rank=2, lora_alpha=3.0))
+        base = load_reference(options_for(saved_model("qwen2")))
+        layer = model.get_submodule("model.layers.0.self_attn.q_proj")
+        plain = base.get_submodule("model.layers.0.self_attn.q_proj")
+        with torch.no_grad():
+            for name, parameter in layer.named_parameters():
+                if "lora_" in name:
+                    parameter.fill_(1.0)
+            row = torch.randn(1, 32)
+            torch.testing.assert_close(
+                layer(row), plain(row) + 3.0 / 2 * 2 * row.sum(), atol=1e-4, rtol=0
+            )
+
+    @pytest.mark.parametrize("use_bfloat16", [False, True])
+    def test_a_checkpoint_continues_with_the_same_numbers(
+        self, model_directory, tmp_path, use_bfloat16
+    ):
+        options = options_for(model_directory, lora_rank=4, use_bfloat16=use_bfloat16)
+        model = load_policy(options)
+        train_once(model)
+        model.save_pretrained(tmp_path)
+        assert not (tmp_path / "model.safetensors").exists()
+        again = load_policy(options, tmp_path)
+        for name, value in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value)
+        assert torch.equal(log_probs_of(again), log_probs_of(model))
+        assert {n for n, p in again.named_parameters() if p.requires_grad} == {
+            n for n, p in model.named_parameters() if p.requires_grad
+        }
+
+    def test_a_checkpoint_is_a_model_for_transformers(self, model_directory, tmp_path):
+        model = load_policy(options_for(model_directory, lora_rank=4))
+        train_once(model)
+        model.save_pretrained(tmp_path)
+        plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert torch.equal(log_probs_of(plain), log_probs_of(model))
+
+    def test_adapters_are_on_again_after_the_reference_has_failed(self, saved_model):
+        policy = TokenLogProbs(load_policy(options_for(saved_model("qwen2"), lora_rank=4)), 1.0)
+        train_once(policy.model)
+        before = log_probs_of(policy.model)
+        with pytest.raises(IndexError):
+            AdaptersOff(policy)(IDS + 10_000, READ, SCORED)
+        assert torch.equal(log_probs_of(policy.model), before)
+
+
+class TestGradientCheckpointing:
+    @pytest.mark.parametrize("lora_rank", [0, 4])
+    def test_gives_the_same_gradients(self, model_directory, lora_rank):
+        plain = options_for(model_directory, lora_rank=lora_rank)
+        gradients = []
+        for options in (plain, replace(plain, gradient_checkpointing=True)):
+            torch.manual_seed(0)
+            model = load_policy(options)
+            assert model.is_activation_checkpointing is options.gradient_checkpointing
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "lora_B" in name:
+                        parameter.fill_(0.01)
+            log_probs_of(model).sum().backward()
+            trained = [p for p in model.parameters() if p.requires_grad]
+            gradients.append([p.grad for p in trained if p.grad is not None])
+            assert len(gradients[-1]) == len(trained)
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+    def test_recomputes_layers_in_the_backward_pass(self, model_directory):
+        model = load_policy(options_for(model_directory, gradient_checkpointing=True))
+        calls: list[int] = []
+        norm = next(m for n, m in model.named_modules() if n.endswith(("layernorm", "ln_1")))
+        norm.register_forward_hook(lambda *_: calls.append(1))
+        log_probs = log_probs_of(model)
+        calls.clear()
+        log_probs.sum().backward()
+        assert calls
+
+    def test_is_off_while_decoding_with_a_cache(self, model_directory):
+        """The cache is in use: after the prompt every forward pass reads one token."""
+        widths: list[int] = []
+        completions = []
+        for checkpointing in (False, True):
+            options = options_for(model_directory, gradient_checkpointing=checkpointing)
+            model = load_policy(options)
+            widths.clear()
+            embeddings = model.get_input_embeddings()
+            assert isinstance(embeddings, torch.nn.Module)
+            embeddings.register_forward_hook(lambda *call: widths.append(call[1][0].shape[1]))
+            request = Request(tuple(range(20, 45)), StreamKey(1, 0, 0, 0))
+            generator = LocalGenerator(model, frozenset(), 100)
+            completions += generator.generate([request], Sampling(1.0, 1.0, 6))
+            assert widths == [25, 1, 1, 1, 1, 1]
+            assert model.training
+        assert completions[0] == completions[1]
+
+    def test_is_on_again_after_decoding_was_broken_off(self, saved_model):
+        model = load_policy(options_for(saved_model("qwen2"), gradient_checkpointing=True))
+        generator = LocalGenerator(model, frozenset(), 100, interrupted=lambda: True)
+        with pytest.raises(Interrupted):
+            generator.generate([Request((20, 21), StreamKey(1, 0, 0, 0))], Sampling(1.0, 1.0, 6))
+        assert all(module.training for module in model.modules())
+        assert model.is_activation_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"load_in_4bit": True, "lora_rank": 4}, r"--load-in-4bit: needs CUDA, not --device cpu"),
+        ({"attn": "no_such_attention"}, r"--attn no_such_attention: cannot be loaded"),
+    ],
+)
+def test_what_cannot_run_here_is_said_in_one_line(saved_model, settings, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_policy(options_for(saved_model("qwen2"), **settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_decodes_without_a_key_value_cache_is_refused(tmp_path):
+    """Its sampler would forget the prompt after one token, without an error."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "vocab_size": 400}
+    build_model(transformers.MambaConfig, **shape).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="MambaForCausalLM has no key-value cache"):
+        load_policy(options_for(tmp_path))
+
+
+def test_every_attention_implementation_gives_the_same_log_probs(model_directory):
+    eager = load_policy(options_for(model_directory, attn="eager"))
+    sdpa = load_policy(options_for(model_directory, attn="sdpa"))
+    assert eager.config._attn_implementation == "eager"
+    assert sdpa.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(log_probs_of(eager), log_probs_of(sdpa), atol=1e-4, rtol=0)
