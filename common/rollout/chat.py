@@ -12,8 +12,10 @@ from common.errors import UserError
 _PLACEHOLDER = "QUESTIONGOESHERE"
 _REPLY = "REPLYGOESHERE"
 
-# Some templates print today's date; a prompt must not change from one day to the next.
+# Some templates print today's date; a prompt must not change from one day to the next. A template
+# gets the function as a macro, because transformers passes on data only.
 _PINNED_DATE = "01 Jan 2025"
+_PINNED_CLOCK = f"{{% macro strftime_now(format) %}}{_PINNED_DATE}{{% endmacro %}}"
 
 
 class ChatFormat:
@@ -97,10 +99,10 @@ def _render(
     try:
         rendered = tokenizer.apply_chat_template(
             messages,
+            chat_template=_PINNED_CLOCK + tokenizer.get_chat_template(),
             add_generation_prompt=open_reply,
             tokenize=False,
             date_string=_PINNED_DATE,
-            strftime_now=lambda _: _PINNED_DATE,
         )
     except (jinja2.TemplateError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
