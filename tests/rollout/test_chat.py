@@ -44,6 +44,11 @@ def with_template(template: str) -> transformers.PreTrainedTokenizerFast:
     return tokenizer
 
 
+def text_of(chat: ChatFormat, question: str) -> str:
+    """The prompt with its delimiters."""
+    return str(chat.tokenizer.decode(chat.prompt_ids(question)))
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> TokenizerKind:
     return KINDS[request.param]
@@ -76,14 +81,14 @@ class TestAQuestion:
     def test_reaches_the_model_as_it_is(self, kind, question):
         tokenizer = train_tokenizer(kind)
         chat = ChatFormat(tokenizer, "")
-        before, after = tokenizer.decode(chat.prompt_ids("#")).split("#")
-        assert tokenizer.decode(chat.prompt_ids(question)) == f"{before}{question}{after}"
+        before, after = text_of(chat, "#").split("#")
+        assert text_of(chat, question) == f"{before}{question}{after}"
 
 
 class TestTheSystemPrompt:
     def test_is_a_message_of_its_own(self):
         tokenizer = train_tokenizer(CHATML_TOKENIZER)
-        text = tokenizer.decode(ChatFormat(tokenizer, "Be brief.").prompt_ids("2+2?"))
+        text = text_of(ChatFormat(tokenizer, "Be brief."), "2+2?")
         assert text == (
             "<|im_start|>system\nBe brief.<|im_end|>\n"
             "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
@@ -91,7 +96,7 @@ class TestTheSystemPrompt:
 
     def test_joins_the_question_where_the_role_is_refused(self):
         tokenizer = train_tokenizer(GEMMA_TOKENIZER)
-        text = tokenizer.decode(ChatFormat(tokenizer, "Be brief.").prompt_ids("2+2?"))
+        text = text_of(ChatFormat(tokenizer, "Be brief."), "2+2?")
         assert text == (
             "<bos><start_of_turn>user\nBe brief.\n\n2+2?<end_of_turn>\n<start_of_turn>model\n"
         )
@@ -102,7 +107,7 @@ class TestTheSystemPrompt:
             "{% for message in messages if message['role'] != 'system' %}",
         )
         chat = ChatFormat(with_template(template), "Be brief.")
-        assert chat.tokenizer.decode(chat.prompt_ids("2+2?")) == (
+        assert text_of(chat, "2+2?") == (
             "<|im_start|>user\nBe brief.\n\n2+2?<|im_end|>\n<|im_start|>assistant\n"
         )
 
@@ -118,13 +123,13 @@ class TestTheEndOfATurn:
     )
     def test_is_the_templates(self, kind, end):
         tokenizer = train_tokenizer(kind)
-        expected = {tokenizer.convert_tokens_to_ids(end)}
-        assert ChatFormat(tokenizer, "").turn_end_ids == expected
+        turn_ends = ChatFormat(tokenizer, "").turn_end_ids
+        assert tokenizer.convert_ids_to_tokens(list(turn_ends)) == [end]
 
     def test_may_come_after_white_space(self):
         template = CHATML.replace("<|im_end|>", " \n<|im_end|><|endoftext|>")
         chat = ChatFormat(with_template(template), "")
-        assert chat.turn_end_ids == {chat.tokenizer.convert_tokens_to_ids("<|im_end|>")}
+        assert chat.tokenizer.convert_ids_to_tokens(list(chat.turn_end_ids)) == ["<|im_end|>"]
 
     def test_is_nothing_where_a_turn_ends_in_plain_text(self):
         template = CHATML.replace("<|im_end|>", "[end]").replace("<|im_start|>", "")
@@ -140,7 +145,7 @@ def test_decoding_drops_delimiters_and_keeps_the_rest():
 @pytest.mark.parametrize("date", ["{{ date_string }}", "{{ strftime_now('%d %b %Y') }}"])
 def test_the_date_in_a_template_stands_still(date):
     chat = ChatFormat(with_template(f"{date}: {CHATML}"), "")
-    assert chat.tokenizer.decode(chat.prompt_ids("2+2?")).startswith("01 Jan 2025: ")
+    assert text_of(chat, "2+2?").startswith("01 Jan 2025: ")
 
 
 @pytest.mark.parametrize(
