@@ -12,11 +12,20 @@ import tyro
 from rich.console import Console
 
 from common.errors import UserError
-from common.models.load import ModelOptions, load_policy, load_tokenizer, stop_token_ids
+from common.models.load import (
+    ModelOptions,
+    load_policy,
+    load_tokenizer,
+    max_positions,
+    stop_token_ids,
+)
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator, Request
 from common.rollout.sampling import Sampling, StreamKey
 from common.run.device import resolve_device
+
+# Question and reply together, where the model has as many positions.
+MAX_LENGTH = 4096
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,8 @@ def main(config: ChatConfig) -> None:
     model = load_policy(ModelOptions(name, resolve_device("auto")))
     chat = ChatFormat(tokenizer, system_prompt="")
     stop_ids = stop_token_ids(model, tokenizer) | chat.turn_end_ids
-    generator = LocalGenerator(model, stop_ids, max_length=4096)
+    longest = min(MAX_LENGTH, max_positions(model) or MAX_LENGTH)
+    generator = LocalGenerator(model, stop_ids, longest)
     sampling = Sampling(config.temperature, 1.0, config.max_completion_tokens)
     seed = time.time_ns() % 2**63
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import transformers
 
 from common.errors import UserError
-from common.models.load import stop_token_ids
+from common.models.load import check_positions, stop_token_ids
 from common.rewards.reward import Reward
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator
@@ -30,7 +30,11 @@ class Collector:
         is_correct: Correctness,
         interrupted: Callable[[], bool],
     ) -> None:
-        """Once `interrupted` says so, sampling stops by raising `Interrupted`."""
+        """Once `interrupted` says so, sampling stops by raising `Interrupted`.
+
+        Raises `UserError` if the model has fewer positions than `--max-length`.
+        """
+        check_positions(model, config.max_length)
         self._config = config
         self._chat = chat
         self._rewards = rewards
