@@ -199,6 +199,8 @@ def _is_out_of_reach(name: str) -> bool:
 @contextmanager
 def _loading(subject: str) -> Iterator[None]:
     """Anything that transformers cannot load is the user's to mend: one line, with the cause."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
     try:
         yield
     except torch.OutOfMemoryError:
@@ -212,6 +214,8 @@ def _loading(subject: str) -> Iterator[None]:
             f"{subject}: cannot be loaded ({cause}); "
             "give a bundled name (tiny), a model directory, or a Hub id that can be reached"
         ) from error
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def disable_dropout(model: torch.nn.Module) -> None:

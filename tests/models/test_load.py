@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,14 @@ class TestWeights:
         model.save_pretrained(tmp_path, state_dict=state)
         with pytest.raises(UserError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
             load_policy(options_for(tmp_path))
+
+    @pytest.mark.parametrize("config", ["", "{", "{}", "[]", "7", '{"model_type": "bart"}'])
+    def test_with_a_junk_config_are_a_mistake_in_one_line(self, tmp_path, saved_model, config):
+        shutil.copytree(saved_model("qwen2"), tmp_path, dirs_exist_ok=True)
+        (tmp_path / "config.json").write_text(config, encoding="utf-8")
+        with pytest.raises(UserError, match=r"--model-name .*: ") as caught:
+            load_policy(options_for(tmp_path))
+        assert "\n" not in str(caught.value)
 
     def test_sequences_beyond_the_positions_are_refused(self, saved_model):
         model = load_policy(options_for(saved_model("gpt2")))

@@ -1,0 +1,159 @@
+"""A model that cannot be used ends a run before it begins: one line, exit code 2, nothing left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import run_training
+
+pytestmark = pytest.mark.slow
+
+
+def complaint(tmp_path: Path, *flags: str, environment: dict[str, str] | None = None) -> str:
+    """What a run says that must fail as a user's mistake does."""
+    log_dir = tmp_path / "runs"
+    result = run_training(
+        *flags, "--no-wandb", "--max-steps", "1", log_dir=log_dir, environment=environment
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert not list(log_dir.rglob("*"))
+    return result.stderr
+
+
+@pytest.fixture
+def model(saved_model, tmp_path: Path) -> Path:
+    """A model that a test may damage."""
+    directory = tmp_path / "model"
+    shutil.copytree(saved_model("qwen2"), directory)
+    return directory
+
+
+class TestADirectory:
+    def test_that_is_not_there(self, tmp_path):
+        message = complaint(tmp_path, "--model-name", "./no/such/model")
+        assert "--model-name ./no/such/model: cannot be loaded" in message
+
+    def test_without_weights(self, model, tmp_path):
+        (model / "model.safetensors").unlink()
+        message = complaint(tmp_path, "--model-name", str(model))
+        assert f"--model-name {model}: cannot be loaded" in message
+        assert "model.safetensors" in message
+
+    def test_with_weights_cut_short(self, model, tmp_path):
+        weights = model / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        assert f"--model-name {model}: cannot be loaded" in complaint(
+            tmp_path, "--model-name", str(model)
+        )
+
+    def test_without_a_tokenizer(self, model, tmp_path):
+        for file in model.glob("tokenizer*"):
+            file.unlink()
+        message = complaint(tmp_path, "--model-name", str(model))
+        assert f"--model-name {model}: it has no tokenizer" in message
+
+    @pytest.mark.parametrize("text", ["not json", '{"model_type": "no_such_model"}'], ids=repr)
+    def test_with_a_junk_config(self, model, tmp_path, text):
+        (model / "config.json").write_text(text, encoding="utf-8")
+        message = complaint(tmp_path, "--model-name", str(model))
+        assert f"--model-name {model}: cannot be loaded" in message
+
+    def test_with_a_config_of_the_wrong_types(self, model, tmp_path):
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        config["hidden_size"] = "wide"
+        (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        message = complaint(tmp_path, "--model-name", str(model))
+        assert f"--model-name {model}: cannot be loaded" in message
+        assert "hidden_size" in message
+
+    def test_with_a_template_that_drops_the_question(self, model, tmp_path):
+        (model / "chat_template.jinja").write_text("Hello!", encoding="utf-8")
+        message = complaint(tmp_path, "--model-name", str(model))
+        assert f"the chat template of {model} writes the user's message 0 times" in message
+
+    def test_with_fewer_positions_than_the_longest_sequence(self, saved_model, tmp_path):
+        flags = ("--model-name", str(saved_model("gpt2")), "--max-length", "1025")
+        message = complaint(tmp_path, *flags)
+        assert "--max-length 1025: the model has 1024 positions" in message
+
+
+class TestAHubIdWithoutANetwork:
+    """Nothing may take longer than 20 seconds, the start of Python included."""
+
+    FLAGS = ("--model-name", "someone/no-such-model")
+
+    def check(self, tmp_path: Path, endpoint: str) -> None:
+        environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}
+        start = time.monotonic()
+        message = complaint(tmp_path, *self.FLAGS, environment=environment)
+        assert time.monotonic() - start < 20
+        assert "--model-name someone/no-such-model: cannot be loaded" in message
+        assert "couldn't connect" in message
+
+    def test_that_refuses(self, tmp_path):
+        with silent_server() as endpoint:
+            pass
+        self.check(tmp_path, endpoint)
+
+    def test_that_is_silent(self, tmp_path):
+        with silent_server() as endpoint:
+            self.check(tmp_path, endpoint)
+
+    def test_that_knows_no_names(self, tmp_path):
+        self.check(tmp_path, "https://hub.invalid")
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Accepts every connection and never says a word; the port is closed afterwards."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def accept() -> None:
+        try:
+            while True:
+                connections.append(listener.accept()[0])
+        except OSError:
+            return
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+        for connection in connections:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--device", "cuda:99"], "--device cuda:99: this machine has no such device"),
+        (["--device", "toaster"], "--device toaster: unknown; use auto, cpu, cuda"),
+        (["--dtype", "float16"], "--dtype float16: overflows in training; use bfloat16"),
+        (["--attn", "sparse"], "--model-name tiny with --attn sparse: cannot be loaded"),
+        (["--load-in-4bit"], "--load-in-4bit: 4-bit weights cannot be trained; add --lora-rank"),
+        (
+            ["--load-in-4bit", "--lora-rank", "4", "--device", "cpu"],
+            "--load-in-4bit: needs CUDA, not --device cpu",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_flag_that_cannot_be_had_here(tmp_path, flags, expected):
+    assert expected in complaint(tmp_path, *flags)
