@@ -65,8 +65,7 @@ class Config(TrainConfig):
     """GRPO with a KL penalty towards the model that the run started from."""
 
     experiment: ClassVar[str] = "experiment_base"
-    wandb_project: str = "tiny_grpo"
-    """Project, where WANDB_PROJECT does not name one."""
+    default_wandb_project: ClassVar[str] = "tiny_grpo"
     kl_weight: float = 0.01
     """Weight of the KL penalty; 0 loads no reference model."""
     monitor_kl: bool = False
@@ -132,7 +131,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
     tokenizer = load_tokenizer(config.model_name)
     chat = ChatFormat(tokenizer, config.system_prompt)
     check_lengths(config, chat, train_tasks + held_out)
-    run = open_run(config, console.print)
+    run = open_run(config, console.out)
     seed_everything(config.seed)
     model = load_policy(options, run.weights)
     policy = TokenLogProbs(model, config.temperature, use_bfloat16=options.use_bfloat16)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import torch
 from rich.console import Console
 
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Sink
@@ -24,6 +28,7 @@ class Logger:
         self._sinks = sinks
         self._console = console
         self._samples_file = samples_file
+        self._reported: set[str] = set()
 
     def __enter__(self) -> Logger:
         return self
@@ -34,10 +39,10 @@ class Logger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        failed = error is not None and not isinstance(error, SystemExit)
-        exit_code = int(failed)
-        for sink in self._sinks:
-            sink.close(exit_code)
+        exit_code = error.code if isinstance(error, SystemExit) else error is not None
+        with ExitStack() as every_sink_even_if_one_fails:
+            for sink in reversed(self._sinks):
+                every_sink_even_if_one_fails.callback(sink.close, int(exit_code or 0))
 
     def log_batch(self, batch_step: int, metrics: Mapping[str, float]) -> None:
         """Log what is plotted over rollout batches."""
@@ -73,11 +78,31 @@ class Logger:
     def say(self, text: str) -> None:
         """A line for the person who watches."""
         if self._sinks:
-            self._console.print(text, highlight=False)
+            self._console.out(text, highlight=False)
 
-    def _log(self, row: Mapping[str, float]) -> None:
+    def _log(self, row: Mapping[str, Any]) -> None:
+        numbers = {name: _plain(value) for name, value in row.items()}
+        self._report([name for name, value in numbers.items() if value is None], "not a number")
+        numbers = {name: value for name, value in numbers.items() if value is not None}
+        self._report(
+            [name for name, value in numbers.items() if not math.isfinite(value)], "not finite"
+        )
         for sink in self._sinks:
-            sink.log(row)
+            sink.log(numbers)
+
+    def _report(self, names: Sequence[str], problem: str) -> None:
+        """Say what is wrong with a metric the first time that it is."""
+        new = [name for name in names if name not in self._reported]
+        self._reported.update(new)
+        if new:
+            self.say(f"{problem}: {', '.join(new)}")
+
+
+def _plain(value: Any) -> int | float | None:
+    """A number of Python's from one of numpy's or torch's; None for anything else."""
+    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        value = value.item()
+    return value if isinstance(value, int | float) else None
 
 
 def sample_rows(batch_step: int, group: Group, split: str) -> list[dict[str, Any]]:

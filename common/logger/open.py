@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 
 from common.logger.logger import Logger
-from common.logger.sinks import BATCH_AXIS, ConsoleSink, JsonlSink, Sink, TensorBoardSink
+from common.logger.sinks import BATCH_AXIS, ConsoleSink, JsonlSink, Sink
 from common.run.config import TrainConfig
 from common.run.directory import Run, RunDirectory
 
@@ -17,31 +20,27 @@ from common.run.directory import Run, RunDirectory
 def open_logger(
     config: TrainConfig, run: Run, record: Mapping[str, Any], console: Console
 ) -> Logger:
-    """Console, JSONL and TensorBoard always, W&B unless it is off.
+    """Console and JSONL always, TensorBoard and W&B unless they are off.
 
     What a resumed run has logged so far is read from its JSONL and logged anew to TensorBoard and
     W&B, which cannot take back the rows after the checkpoint.
     """
     directory = run.directory
     rebuilt: list[Sink] = []
-    if run.resumed:
-        for stale in directory.path.glob("events.out.tfevents.*"):
-            stale.unlink()
-    rebuilt.append(TensorBoardSink(directory.path))
-    if config.wandb:
-        from common.logger.wandb_sink import WandbIdentity, WandbSink, supersede_offline_runs
+    if config.tensorboard:
+        from common.logger.tensorboard_sink import TensorBoardSink, remove_event_files
 
-        supersede_offline_runs(directory.path)
-        name = directory.path.name
-        identity = WandbIdentity(
-            config.wandb_project,
-            config.wandb_entity,
-            config.wandb_group or name,
-            name,
-            config.wandb_tags,
-            config.wandb_notes,
-        )
-        rebuilt.append(WandbSink(directory.path, identity, record, console.print))
+        if run.resumed:
+            remove_event_files(directory.path)
+        rebuilt.append(TensorBoardSink(directory.path))
+    if config.wandb:
+        from common.logger.wandb_sink import WandbIdentity, WandbSink, supersede_runs
+
+        if run.resumed:
+            supersede_runs(directory.path)
+        say = partial(console.out, highlight=False)
+        identity = WandbIdentity(**_wandb_names(config, directory.path.name))
+        rebuilt.append(WandbSink(directory.path, identity, record, say))
     if run.resumed:
         _replay(directory, rebuilt)
     sinks = [
@@ -52,13 +51,31 @@ def open_logger(
     return Logger(sinks, console, directory.samples_file)
 
 
+def _wandb_names(config: TrainConfig, run_name: str) -> dict[str, Any]:
+    """A flag beats wandb's environment variable, and that beats our default."""
+    return {
+        "name": run_name,
+        "project": config.wandb_project
+        or os.environ.get("WANDB_PROJECT")
+        or config.default_wandb_project,
+        "entity": config.wandb_entity,
+        "group": config.wandb_group or os.environ.get("WANDB_RUN_GROUP") or run_name,
+        "tags": config.wandb_tags or None,
+        "notes": config.wandb_notes,
+    }
+
+
 def _replay(directory: RunDirectory, sinks: Sequence[Sink]) -> None:
     if not directory.metrics_file.exists():
         return
     with directory.metrics_file.open(encoding="utf-8") as file:
         for row in map(json.loads, file):
-            numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
             texts = {name: value for name, value in row.items() if isinstance(value, str)}
+            numbers = {
+                name: math.nan if value is None else value
+                for name, value in row.items()
+                if name not in texts
+            }
             for sink in sinks:
                 if not texts:
                     sink.log(numbers)

@@ -1,4 +1,4 @@
-"""Where rows go: the console, JSONL, TensorBoard."""
+"""What a sink of rows is, and the two that are always there: the console and JSONL."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 BATCH_AXIS = "rollouts/batch_step"
 STEP_AXIS = "training_step/global_step"
-
-# TensorBoard writes at most this many seconds after a row, so that a killed run keeps its rows.
-TENSORBOARD_FLUSH_SECONDS = 1
+AXES = (BATCH_AXIS, STEP_AXIS)
 
 Row = Mapping[str, float]
 
@@ -60,22 +57,6 @@ def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
-
-
-class TensorBoardSink:
-    def __init__(self, directory: Path) -> None:
-        self._writer = SummaryWriter(str(directory), flush_secs=TENSORBOARD_FLUSH_SECONDS)
-
-    def log(self, row: Row) -> None:
-        for name, value in row.items():
-            if name not in (BATCH_AXIS, STEP_AXIS):
-                self._writer.add_scalar(name, value, int(row[axis_of(name)]))
-
-    def log_text(self, name: str, text: str, batch_step: int) -> None:
-        self._writer.add_text(name, text, batch_step)
-
-    def close(self, exit_code: int) -> None:
-        self._writer.close()
 
 
 class ConsoleSink:

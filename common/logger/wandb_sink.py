@@ -5,49 +5,39 @@ Imported only when W&B is on.
 
 from __future__ import annotations
 
-import netrc
 import os
-from collections.abc import Callable, Mapping
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import wandb
+from wandb.errors import UsageError
+from wandb.sdk.lib import wbauth
 
-from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Row
+from common.errors import UserError
+from common.logger.sinks import AXES, BATCH_AXIS, Row, axis_of
 
 # Together these bound what a dead server costs a whole run. wandb's own defaults wait 100 seconds
 # at the start and without end at the finish.
 INIT_TIMEOUT_SECONDS = 10
 FINISH_TIMEOUT_SECONDS = 12
 
-# Every metric group; wandb allows a wildcard only at the end of a name.
-_BATCH_GROUPS = (
-    "rollouts",
-    "rewards",
-    "training_epoch",
-    "training",
-    "system",
-    "time",
-    "perf",
-    "eval",
-    "checkpoint",
-    "final",
-    "examples",
-)
 _SUPERSEDED = "superseded-"
 
 
 @dataclass(frozen=True)
 class WandbIdentity:
-    """Where a run goes and what it is called."""
+    """Where a run goes and what it is called. None leaves it to wandb's environment variables."""
 
     project: str
     entity: str | None
-    group: str
+    group: str | None
     name: str
-    tags: tuple[str, ...]
+    tags: tuple[str, ...] | None
     notes: str | None
 
 
@@ -65,11 +55,11 @@ class WandbSink:
         self._identity = identity
         self._record = record
         self._say = say
+        self._has_ended = False
         self._run = self._open()
-        for axis, groups in ((BATCH_AXIS, _BATCH_GROUPS), (STEP_AXIS, ("training_step",))):
+        self._defined: set[str] = set()
+        for axis in AXES:
             self._run.define_metric(axis)
-            for group in groups:
-                self._run.define_metric(f"{group}/*", step_metric=axis)
         mode = "disabled" if self._run.disabled else "offline" if self._run.offline else "online"
         say(f"W&B initialized: {self._run.project or identity.project}/{identity.name} ({mode})")
         if mode == "offline":
@@ -81,72 +71,125 @@ class WandbSink:
         return Path(self._run.dir).parent
 
     def log(self, row: Row) -> None:
-        # Never with `step=`: rows of two axes would be dropped where one axis lags behind.
-        self._run.log(dict(row))
+        self._write(row)
 
     def log_text(self, name: str, text: str, batch_step: int) -> None:
-        self._run.log({BATCH_AXIS: batch_step, name: text})
+        self._write({BATCH_AXIS: batch_step, name: text})
+
+    def _write(self, row: Mapping[str, float | str]) -> None:
+        if self._has_ended:
+            return
+        try:
+            self._define(row)
+            # Never with `step=`: rows of two axes would be dropped where one axis lags behind.
+            self._run.log(dict(row))
+        except ConnectionError:
+            self._give_up()
 
     def close(self, exit_code: int) -> None:
+        if self._has_ended:
+            return
         try:
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
             self._say(
                 f"W&B did not take all rows in time; to upload them: wandb sync {self._folder}"
             )
+        except ConnectionError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Go on without W&B: the process through which wandb writes has been killed."""
+        self._has_ended = True
+        with suppress(ConnectionError):
+            wandb.teardown()
+        self._say("W&B's own process has ended: no more rows go to W&B; metrics.jsonl has them all")
+
+    def _define(self, names: Iterable[str]) -> None:
+        """Plot every name, or the group before its slash, against its axis.
+
+        By group, as wandb allows a wildcard only at the end of a name; and not all by one "*",
+        which would write the batch axis into the rows of optimizer steps, too.
+        """
+        for name in names:
+            group, slash, _ = name.partition("/")
+            pattern = f"{group}/*" if slash else name
+            if pattern not in self._defined:
+                self._defined.add(pattern)
+                self._run.define_metric(pattern, step_metric=axis_of(name))
 
     def _open(self) -> wandb.Run:
-        if os.environ.get("WANDB_MODE") or has_key():
-            try:
+        """Raises `UserError` for a name or an environment variable that wandb does not accept."""
+        # wandb's own telemetry would go to the server as well, and its complaints to the console.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        try:
+            return self._open_online_or_offline()
+        except (ValueError, UsageError) as error:
+            raise UserError(f"W&B: {_one_line(error)}; correct it, or add --no-wandb") from None
+
+    def _open_online_or_offline(self) -> wandb.Run:
+        settings = wandb.setup(wandb.Settings(silent=True)).settings
+        if settings.mode in ("offline", "disabled"):
+            return self._init(mode=None)
+        try:
+            # Asked here and not left to `init`, which would ask for a key on a terminal.
+            if wbauth.authenticate_session(
+                host=settings.base_url, source="wandb.init()", prompt=False
+            ):
                 return self._init(mode=None)
-            except wandb.Error as error:
-                self._say(f"W&B cannot be used ({str(error).splitlines()[0]}): logging offline")
+        except wandb.Error as error:
+            self._say(
+                f"W&B at {settings.base_url} cannot be used ({_one_line(error)}): logging offline"
+            )
         return self._init(mode="offline")
 
     def _init(self, mode: Literal["offline"] | None) -> wandb.Run:
         identity = self._identity
-        return wandb.init(
-            dir=self._directory,
-            project=None if os.environ.get("WANDB_PROJECT") else identity.project,
-            entity=identity.entity,
-            group=identity.group,
-            name=identity.name,
-            tags=identity.tags,
-            notes=identity.notes,
-            config=dict(self._record),
-            mode=mode,
-            reinit="create_new",
-            settings=wandb.Settings(
-                init_timeout=INIT_TIMEOUT_SECONDS,
-                finish_timeout=FINISH_TIMEOUT_SECONDS,
-                finish_timeout_raises=True,
-                silent=True,
-                console="off",
-                disable_git=True,
-                disable_code=True,
-                x_disable_meta=True,
-                x_disable_machine_info=True,
-                x_save_requirements=False,
-                x_transaction_log_flush_interval=1,
-            ),
-        )
+        run_id = secrets.token_hex(6)
+        try:
+            return wandb.init(
+                dir=self._directory,
+                id=run_id,
+                project=identity.project,
+                entity=identity.entity,
+                group=identity.group,
+                name=identity.name,
+                tags=identity.tags,
+                notes=identity.notes,
+                config=dict(self._record),
+                mode=mode,
+                reinit="create_new",
+                settings=wandb.Settings(
+                    init_timeout=INIT_TIMEOUT_SECONDS,
+                    finish_timeout=FINISH_TIMEOUT_SECONDS,
+                    finish_timeout_raises=True,
+                    silent=True,
+                    console="off",
+                    host="",
+                    program="",
+                    disable_git=True,
+                    disable_code=True,
+                    x_disable_meta=True,
+                    x_save_requirements=False,
+                    x_transaction_log_flush_interval=1,
+                ),
+            )
+        except wandb.Error:
+            # A run without rows, over which `wandb sync` would stumble.
+            for folder in (self._directory / "wandb").glob(f"run-*-{run_id}"):
+                shutil.rmtree(folder)
+            raise
 
 
-def has_key() -> bool:
-    """Whether there is a key for the server, without a login prompt and without the network."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(wandb.Settings().base_url).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
-def supersede_offline_runs(directory: Path) -> None:
-    """Rename the offline runs of a run that is being resumed, so that `wandb sync` skips them.
+def supersede_runs(directory: Path) -> None:
+    """Rename the folders of a run that is being resumed, so that `wandb sync` passes them over.
 
     The resumed run logs all rows anew; W&B cannot take rows back.
     """
-    for old in (directory / "wandb").glob("offline-run-*"):
-        old.rename(old.with_name(_SUPERSEDED + old.name))
+    for pattern in ("offline-run-*", "run-*"):
+        for old in (directory / "wandb").glob(pattern):
+            old.rename(old.with_name(_SUPERSEDED + old.name))

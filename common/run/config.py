@@ -142,6 +142,8 @@ class RunFlags:
     """Keep this many checkpoints, the newest; 0 for all."""
     max_minutes: float | None = None
     """Save and stop after this time; --resume continues."""
+    tensorboard: bool = True
+    """Write TensorBoard files into the run's directory."""
     log_completions_interval: int = 5
     """Write sampled completions to samples.jsonl every this many steps; 0 for never."""
     dry_run: bool = False
@@ -152,8 +154,8 @@ class RunFlags:
 class WandbFlags:
     wandb: bool = True
     """Log to Weights & Biases: online with a key, else to files that can be synced later."""
-    wandb_project: str = "re-grpo"
-    """Project, where WANDB_PROJECT does not name one."""
+    wandb_project: str | None = None
+    """Project. Default: WANDB_PROJECT, else the experiment's own."""
     wandb_entity: str | None = None
     """User or team that owns the project."""
     wandb_group: str | None = None
@@ -172,6 +174,8 @@ class TrainConfig(
 
     experiment: ClassVar[str]
     """Name of the experiment's directory, here and under the root of all runs."""
+    default_wandb_project: ClassVar[str]
+    """Project where neither --wandb-project nor WANDB_PROJECT names one."""
 
     def __post_init__(self) -> None:
         check = _Checker(self)
@@ -204,6 +208,8 @@ class TrainConfig(
             check(name, lambda value: 0 <= value < math.inf, "0 or more")
         check("seed", lambda value: 0 <= value < 2**63, "0 or more and below 2**63")
         check("reasoning_tag", lambda tag: re.fullmatch(r"\w+", tag), "one word, without brackets")
+        allowed = r"[^/\\#?%:]{1,128}"
+        check("wandb_project", lambda name: re.fullmatch(allowed, name), r"without / \ # ? % :")
 
     def logs_completions(self, step: int) -> bool:
         return self.log_completions_interval > 0 and step % self.log_completions_interval == 0

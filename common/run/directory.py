@@ -28,8 +28,8 @@ _LIBRARIES = ("accelerate", "numpy", "torch", "transformers", "wandb")
 FREE_FLAGS = (
     *("resume", "run_name", "log_dir", "checkpoint_path", "checkpoint_interval"),
     *("keep_checkpoints", "max_minutes", "max_steps", "dry_run", "log_completions_interval"),
-    *("eval_interval", "eval_samples", "eval_group_size", "wandb", "wandb_project"),
-    *("wandb_entity", "wandb_group", "wandb_tags", "wandb_notes"),
+    *("eval_interval", "eval_samples", "eval_group_size", "tensorboard", "wandb"),
+    *("wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes"),
 )
 # ... and these only by rounding.
 ROUNDING_FLAGS = ("device", "micro_batch_size", "attn", "gradient_checkpointing")
