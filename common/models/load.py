@@ -165,10 +165,7 @@ def _add_adapters(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if weights is not None:
-        saved = peft.load_peft_weights(str(weights), device="cpu")
-        peft.set_peft_model_state_dict(
-            model, {name.removeprefix("base_model.model."): value for name, value in saved.items()}
-        )
+        peft.set_peft_model_state_dict(model, peft.load_peft_weights(str(weights), device="cpu"))
 
 
 def _check_extras(options: ModelOptions) -> None:
