@@ -48,12 +48,25 @@ class Experience:
         return len(self.token_ids)
 
 
-def experiences_from(groups: Iterable[Group]) -> list[Experience]:
-    """One experience per rollout, group by group."""
-    return [
+def experiences_from(groups: Sequence[Group], *, mask_truncated: bool = False) -> list[Experience]:
+    """One experience per rollout, group by group.
+
+    With `mask_truncated` a completion that did not end by itself has no token to learn from; its
+    reward stays in the baseline of its group and its sequence in the denominator.
+    """
+    experiences = [
         Experience.from_trajectory(group.task.task_id, rollout.trajectory, advantage)
         for group in groups
         for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+    ]
+    if not mask_truncated:
+        return experiences
+    reasons = [rollout.trajectory.stop_reason for group in groups for rollout in group.rollouts]
+    return [
+        experience
+        if reason == "stop"
+        else replace(experience, sampled=torch.zeros_like(experience.sampled))
+        for experience, reason in zip(experiences, reasons, strict=True)
     ]
 
 

@@ -20,7 +20,6 @@ from typing import ClassVar
 if importlib.util.find_spec("common") is None:
     sys.exit("`common` is not installed: run make setup, then source .venv/bin/activate")
 
-import torch
 from rich.console import Console
 
 from common.algo.advantages import group_advantages
@@ -33,8 +32,8 @@ from common.logger.metrics import RunStatistics, StepSums, batch_metrics, epoch_
 from common.logger.open import open_logger
 from common.logger.summary import before_and_after
 from common.logger.timer import Timer
-from common.models.load import is_bundled, load_policy, load_tokenizer
-from common.models.log_probs import TokenLogProbs, reference_log_probs
+from common.models.load import is_bundled, load_tokenizer
+from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import (
     Experience,
     ReplayBuffer,
@@ -54,9 +53,10 @@ from common.run.config import TrainConfig, resolve_defaults
 from common.run.device import resolve_device
 from common.run.directory import open_run, write_run_record
 from common.run.interruption import Interruption
+from common.run.learner import load_models
 from common.run.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
 from common.run.seeding import seed_everything, stream
-from common.run.tasks import is_evaluation_step, load_task_split, tasks_of_step
+from common.run.tasks import is_evaluation_step, load_task_split
 from common.run.training_state import TrainingState
 
 
@@ -66,20 +66,6 @@ class Config(TrainConfig):
 
     experiment: ClassVar[str] = "experiment_base"
     default_wandb_project: ClassVar[str] = "tiny_grpo"
-    kl_weight: float = 0.01
-    """Weight of the KL penalty; 0 loads no reference model."""
-    monitor_kl: bool = False
-    """Load the reference model and log the KL even if its weight is 0."""
-    clip_eps: float = 0.2
-    """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]."""
-    clip_eps_high: float | None = None
-    """Upper clip range. Default: the same as clip_eps."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check("kl_weight", lambda value: 0 <= value < float("inf"), "0 or more")
-        self.check("clip_eps", lambda value: 0 < value < 1, "above 0 and below 1")
-        self.check("clip_eps_high", lambda value: 0 < value < float("inf"), "above 0")
 
 
 def grpo(config: Config) -> Objective:
@@ -94,25 +80,21 @@ def grpo(config: Config) -> Objective:
 
 
 def accumulate_gradients(
-    objective: Objective,
-    policy: TokenLogProbs,
-    batch: list[Experience],
-    config: Config,
-    device: torch.device,
+    objective: Objective, policy: TokenLogProbs, batch: list[Experience], config: Config
 ) -> StepSums:
     """The gradient of an optimizer batch, micro-batch by micro-batch."""
     sums, totals = StepSums(), totals_of(batch)
-    for micro in micro_batches(batch, config.micro_batch_size, device):
+    for micro in micro_batches(batch, config.micro_batch_size, policy.model.device):
         mask = micro.sampled
         log_probs, entropy = policy(micro.token_ids, micro.attention_mask, mask)
         per_token, ratio, clipped = objective.per_token(
             log_probs, micro.log_probs_old, micro.advantages, mask
         )
+        loss = objective.aggregate(per_token, mask, totals)
         watched = {"entropy": entropy, "clip_fraction": clipped}
         if micro.log_probs_ref is not None:
             watched["kl"] = kl_divergence_k3(log_probs, micro.log_probs_ref, mask)
-            per_token = per_token + config.kl_weight * watched["kl"]
-        loss = objective.aggregate(per_token, mask, totals)
+            loss = loss + config.kl_weight * objective.aggregate(watched["kl"], mask, totals)
         loss.backward()
         sums.add(loss, micro, ratio, **watched)
     return sums
@@ -123,7 +105,6 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
     config = resolve_defaults(config, bundled=is_bundled(config.model_name))
     objective = choose(config)
     device = resolve_device(config.device)
-    options = config.model_options(device)
     train_tasks, held_out = load_task_split(config)
     rewards = build_rewards(
         text_rewards(config.reasoning_tag), config.reward, config.reward_weights
@@ -133,19 +114,16 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
     check_lengths(config, chat, train_tasks + held_out)
     run = open_run(config, console.out)
     seed_everything(config.seed)
-    model = load_policy(options, run.weights)
-    policy = TokenLogProbs(model, config.temperature, use_bfloat16=options.use_bfloat16)
-    watches_kl = config.kl_weight > 0 or config.monitor_kl
-    reference = reference_log_probs(options, policy) if watches_kl else None
+    policy, reference = load_models(config, device, run.weights)
     statistics = RunStatistics(rewards)
-    optimizer = make_optimizer(config, model)
-    state = TrainingState(run, model, tokenizer, optimizer, statistics)
+    optimizer = make_optimizer(config, policy)
+    state = TrainingState(run, policy.model, tokenizer, optimizer, statistics)
     total_steps = optimizer_steps(config, config.max_steps)
     interruption = Interruption(config.max_minutes)
-    collector = Collector(config, model, chat, rewards, is_correct, interruption.signalled)
+    collector = Collector(config, policy.model, chat, rewards, is_correct, interruption.signalled)
     buffer, timer = ReplayBuffer(), Timer()
 
-    record = write_run_record(run.directory, config, model)
+    record = write_run_record(run.directory, config, policy)
     with open_logger(config, run, record, console) as logger:
         step, lengths = run.step, run.directory.lengths()
         with interruption, suppress(Interrupted):
@@ -163,11 +141,11 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
 
                 # 1. Collect: a group of completions per task, scored and compared with one another.
                 with timer("rollout"):
-                    tasks = tasks_of_step(train_tasks, step, config)
-                    groups = with_advantages(collector.train(tasks, step), objective.advantages)
+                    groups = collector.train(train_tasks, step)
+                    groups = with_advantages(groups, objective.advantages)
                 with timer("log_probs"):
-                    size = config.micro_batch_size
-                    experiences = experiences_from(groups)
+                    size, masks = config.micro_batch_size, config.overlong == "mask"
+                    experiences = experiences_from(groups, mask_truncated=masks)
                     buffer.clear()
                     buffer.extend(with_log_probs(experiences, policy, reference, size, device))
 
@@ -178,7 +156,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
                         passed = len(steps)
                         shuffle = stream(config.seed, "shuffle", step, epoch)
                         for batch in buffer.batches(config.train_batch_size, shuffle):
-                            sums = accumulate_gradients(objective, policy, batch, config, device)
+                            sums = accumulate_gradients(objective, policy, batch, config)
                             rate = learning_rate(config, state.global_step, total_steps)
                             norm = optimizer_step(optimizer, rate, config.max_grad_norm)
                             state.global_step += 1

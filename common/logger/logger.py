@@ -21,6 +21,7 @@ from common.rollout.trajectory import Group
 class Logger:
     """Sends rows of `{name: number}` to every sink, each row with the axes its metrics need.
 
+    Numbers may be numpy's or torch's. What is not finite is said once, what is no number left out.
     A logger without sinks is silent, which is what ranks other than the first have.
     """
 
@@ -44,11 +45,11 @@ class Logger:
             for sink in reversed(self._sinks):
                 every_sink_even_if_one_fails.callback(sink.close, int(exit_code or 0))
 
-    def log_batch(self, batch_step: int, metrics: Mapping[str, float]) -> None:
+    def log_batch(self, batch_step: int, metrics: Mapping[str, Any]) -> None:
         """Log what is plotted over rollout batches."""
         self._log({BATCH_AXIS: batch_step, **metrics})
 
-    def log_training_step(self, global_step: int, metrics: Mapping[str, float]) -> None:
+    def log_training_step(self, global_step: int, metrics: Mapping[str, Any]) -> None:
         """Log the `training_step/*` of one optimizer step."""
         self._log({STEP_AXIS: global_step, **metrics})
 

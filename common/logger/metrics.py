@@ -242,6 +242,7 @@ class StepSums:
 
     def __init__(self) -> None:
         self._loss: Tensor | float = 0.0
+        self._components: dict[str, Tensor] = {}
         self._scored: Tensor | float = 0.0
         self._ratio_max: Tensor = torch.tensor(-math.inf)
         self._token_sums: dict[str, Tensor] = {}
@@ -269,6 +270,13 @@ class StepSums:
         self.tokens += batch.num_tokens
         self.positions += mask.numel()
 
+    @torch.no_grad()
+    def add_components(self, **components: Float[Tensor, ""]) -> None:
+        """Take in parts of a micro-batch's loss, to be logged apart from their sum."""
+        for name, value in components.items():
+            total = self._components.get(name, torch.zeros_like(value))
+            self._components[name] = total + value
+
     def finish(self, grad_norm: float, learning_rate: float) -> None:
         """Record what the optimizer did with the sum."""
         self._outcome = {"grad_norm": grad_norm, "learning_rate": learning_rate}
@@ -276,6 +284,7 @@ class StepSums:
     def metrics(self) -> Metrics:
         """Means over the step's sampled tokens; a step without any has a loss and nothing else."""
         metrics = {"loss": float(self._loss), **self._outcome}
+        metrics |= {name: float(total) for name, total in self._components.items()}
         if scored := float(self._scored):
             metrics |= {name: float(total) / scored for name, total in self._token_sums.items()}
             metrics["ratio_max"] = float(self._ratio_max)

@@ -15,7 +15,7 @@ BATCH_AXIS = "rollouts/batch_step"
 STEP_AXIS = "training_step/global_step"
 AXES = (BATCH_AXIS, STEP_AXIS)
 
-Row = Mapping[str, float]
+Row = Mapping[str, int | float]
 
 
 def axis_of(name: str) -> str:

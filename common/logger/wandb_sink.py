@@ -76,7 +76,7 @@ class WandbSink:
     def log_text(self, name: str, text: str, batch_step: int) -> None:
         self._write({BATCH_AXIS: batch_step, name: text})
 
-    def _write(self, row: Mapping[str, float | str]) -> None:
+    def _write(self, row: Mapping[str, int | float | str]) -> None:
         if self._has_ended:
             return
         try:

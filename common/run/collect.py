@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import transformers
 
+from common.algo.overlong import soft_overlong_penalty
 from common.errors import UserError
 from common.models.load import check_positions, stop_token_ids
 from common.rewards.reward import Reward
@@ -15,6 +17,7 @@ from common.rollout.rollout import Correctness, rollout
 from common.rollout.sampling import EVALUATION_STEP, Sampling
 from common.rollout.trajectory import Group
 from common.run.config import TrainConfig
+from common.run.tasks import tasks_of_step
 from common.tasks.task import Task
 
 
@@ -48,8 +51,43 @@ class Collector:
         )
 
     def train(self, tasks: Sequence[Task], step: int) -> list[Group]:
-        """Groups of `--group-size` for the tasks of a step."""
-        return self._rollout(tasks, step, self._config.group_size)
+        """The groups of a step.
+
+        With `--dynamic-sampling K` up to K draws of tasks are rolled out, until there are
+        `--rollouts-per-step` groups whose rewards differ (DAPO, arXiv 2503.14476). Fewer are
+        returned if there were no more, and the last draw as it is if there was none at all. Each
+        step has K draws of its own, taken or not, so that no step depends on the one before.
+        """
+        draws = self._config.dynamic_sampling
+        with_signal: list[Group] = []
+        groups: list[Group] = []
+        for draw in range(step * draws, (step + 1) * draws):
+            drawn = tasks_of_step(tasks, draw, self._config)
+            groups = self._rollout(drawn, draw, self._config.group_size)
+            if self._config.overlong == "penalty":
+                groups = [self._penalised(group) for group in groups]
+            with_signal += [group for group in groups if group.has_signal]
+            if len(with_signal) >= self._config.rollouts_per_step:
+                break
+        if draws == 1 or not with_signal:
+            return groups
+        return with_signal[: self._config.rollouts_per_step]
+
+    def _penalised(self, group: Group) -> Group:
+        config = self._config
+        rollouts = [
+            replace(
+                rollout,
+                reward=rollout.reward
+                + soft_overlong_penalty(
+                    rollout.trajectory.num_sampled,
+                    config.max_completion_tokens,
+                    config.overlong_buffer,
+                ),
+            )
+            for rollout in group.rollouts
+        ]
+        return replace(group, rollouts=rollouts)
 
     def evaluate(self, tasks: Sequence[Task]) -> list[Group]:
         """Groups of `--eval-group-size`, with the same random numbers each time."""

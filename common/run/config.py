@@ -114,6 +114,28 @@ class OptimizerFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectiveFlags:
+    kl_weight: float = 0.01
+    """Weight of the KL penalty towards the model that the run started from; 0 loads no such
+    reference."""
+    monitor_kl: bool = False
+    """Load the reference and log the KL even if its weight is 0."""
+    clip_eps: float = 0.2
+    """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]."""
+    clip_eps_high: float | None = None
+    """Upper clip range. Default: the same as clip_eps."""
+    overlong: Literal["keep", "mask", "penalty"] = "keep"
+    """Completions that were cut at their limit: keep them, mask them out of the loss, or take a
+    penalty from their reward (DAPO's soft overlong punishment)."""
+    overlong_buffer: float = 0.25
+    """With --overlong penalty: the last share of --max-completion-tokens, over which the penalty
+    grows to 1."""
+    dynamic_sampling: int = 1
+    """Draw up to this many times the tasks of a step, until --rollouts-per-step groups have
+    rewards that differ; 1 draws once and keeps all groups."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationFlags:
     eval_interval: int = 5
     """Evaluate every this many steps, besides the start and the end; 0 for those two alone."""
@@ -168,7 +190,14 @@ class WandbFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    WandbFlags, RunFlags, EvaluationFlags, OptimizerFlags, RolloutFlags, TaskFlags, ModelFlags
+    WandbFlags,
+    RunFlags,
+    EvaluationFlags,
+    ObjectiveFlags,
+    OptimizerFlags,
+    RolloutFlags,
+    TaskFlags,
+    ModelFlags,
 ):
     """Flags of every experiment. An experiment inherits from this and adds its own."""
 
@@ -192,6 +221,12 @@ class TrainConfig(
             check(name, lambda count: count >= 0, "0 or more")
         for name in ("checkpoint_interval", "keep_checkpoints", "lora_rank"):
             check(name, lambda count: count >= 0, "0 or more")
+        for name in ("kl_weight", "overlong_buffer"):
+            check(name, lambda value: 0 <= value < math.inf, "0 or more")
+        check("overlong_buffer", lambda value: value <= 1, "at most 1")
+        check("clip_eps", lambda value: 0 < value < 1, "above 0 and below 1")
+        check("clip_eps_high", lambda value: 0 < value < math.inf, "above 0")
+        check("dynamic_sampling", lambda count: count >= 1, "at least 1")
         for name in ("max_minutes", "lora_alpha"):
             check(name, lambda value: 0 < value < math.inf, "above 0")
         if self.dtype == "float16":
@@ -225,6 +260,11 @@ class TrainConfig(
             self.lora_alpha,
             self.load_in_4bit,
         )
+
+    @property
+    def watches_kl(self) -> bool:
+        """Whether the run needs the model that it started from."""
+        return self.kl_weight > 0 or self.monitor_kl
 
     def saves_checkpoint(self, step: int) -> bool:
         return self.checkpoint_interval > 0 and step % self.checkpoint_interval == 0

@@ -145,9 +145,8 @@ def test_reward_statistics_over_batches():
 
 def test_the_recent_mean_forgets_all_but_ten_batches():
     statistics = RunStatistics(REWARDS)
-    for number in range(12):
-        group = make_group(make_rollout(float(number)), make_rollout(float(number)))
-        metrics = statistics.add_batch([group])
+    groups = [make_group(make_rollout(float(n)), make_rollout(float(n))) for n in range(12)]
+    metrics = [statistics.add_batch([group]) for group in groups][-1]
     assert metrics["rewards/a_recent_mean"] == pytest.approx(sum(range(2, 12)) / 10)
 
 

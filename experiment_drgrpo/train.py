@@ -1,0 +1,190 @@
+"""Dr. GRPO: GRPO without the two divisions that bias it (arXiv 2503.20783).
+
+Differs from `experiment_base/train.py` in the objective (`loss.py`): advantages are not divided by
+the group's standard deviation, and a sequence's loss is not divided by its length but by the
+generation budget. By default there is no KL penalty, and so no reference model.
+
+    cd experiment_drgrpo && python train.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar
+
+if importlib.util.find_spec("common") is None:
+    sys.exit("`common` is not installed: run make setup, then source .venv/bin/activate")
+
+import torch
+from loss import advantage_moments, dr_grpo
+from rich.console import Console
+
+from common.algo.kl import kl_divergence_k3
+from common.algo.objective import Objective
+from common.logger.metrics import RunStatistics, StepSums, batch_metrics, epoch_metrics
+from common.logger.open import open_logger
+from common.logger.summary import before_and_after
+from common.logger.timer import Timer
+from common.models.load import is_bundled, load_tokenizer
+from common.models.log_probs import TokenLogProbs
+from common.replay_buffer import (
+    Experience,
+    ReplayBuffer,
+    experiences_from,
+    micro_batches,
+    totals_of,
+    with_log_probs,
+)
+from common.rewards.answers import is_correct
+from common.rewards.reward import build_rewards, text_rewards
+from common.rollout.chat import ChatFormat
+from common.rollout.generate import Interrupted
+from common.rollout.rollout import with_advantages
+from common.run.collect import Collector, check_lengths
+from common.run.command_line import run_script
+from common.run.config import TrainConfig, resolve_defaults
+from common.run.device import resolve_device
+from common.run.directory import open_run, write_run_record
+from common.run.interruption import Interruption
+from common.run.learner import load_models
+from common.run.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
+from common.run.seeding import seed_everything, stream
+from common.run.tasks import is_evaluation_step, load_task_split
+from common.run.training_state import TrainingState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    """Dr. GRPO: unbiased advantages and lengths, no KL penalty unless asked for."""
+
+    experiment: ClassVar[str] = "experiment_drgrpo"
+    default_wandb_project: ClassVar[str] = "drgrpo_experiment"
+    kl_weight: float = 0.0
+    """Weight of the KL penalty; 0 loads no reference."""
+
+
+def accumulate_gradients(
+    objective: Objective, policy: TokenLogProbs, batch: list[Experience], config: Config
+) -> StepSums:
+    """The gradient of an optimizer batch, micro-batch by micro-batch."""
+    sums, totals = StepSums(), totals_of(batch)
+    for micro in micro_batches(batch, config.micro_batch_size, policy.model.device):
+        mask = micro.sampled
+        log_probs, entropy = policy(micro.token_ids, micro.attention_mask, mask)
+        per_token, ratio, clipped = objective.per_token(
+            log_probs, micro.log_probs_old, micro.advantages, mask
+        )
+        policy_loss = objective.aggregate(per_token, mask, totals)
+        kl_loss = torch.zeros_like(policy_loss)
+        watched = {"entropy": entropy, "clip_fraction": clipped}
+        if micro.log_probs_ref is not None:
+            watched["kl"] = kl_divergence_k3(log_probs, micro.log_probs_ref, mask)
+            kl_loss = config.kl_weight * objective.aggregate(watched["kl"], mask, totals)
+        loss = policy_loss + kl_loss
+        loss.backward()
+        sums.add(loss, micro, ratio, **watched)
+        sums.add_components(dr_component_policy=policy_loss, dr_component_kl=kl_loss)
+    return sums
+
+
+def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> None:
+    console = Console()
+    config = resolve_defaults(config, bundled=is_bundled(config.model_name))
+    objective = choose(config)
+    device = resolve_device(config.device)
+    train_tasks, held_out = load_task_split(config)
+    rewards = build_rewards(
+        text_rewards(config.reasoning_tag), config.reward, config.reward_weights
+    )
+    tokenizer = load_tokenizer(config.model_name)
+    chat = ChatFormat(tokenizer, config.system_prompt)
+    check_lengths(config, chat, train_tasks + held_out)
+    run = open_run(config, console.out)
+    seed_everything(config.seed)
+    policy, reference = load_models(config, device, run.weights)
+    statistics = RunStatistics(rewards)
+    optimizer = make_optimizer(config, policy)
+    state = TrainingState(run, policy.model, tokenizer, optimizer, statistics)
+    total_steps = optimizer_steps(config, config.max_steps)
+    interruption = Interruption(config.max_minutes)
+    collector = Collector(config, policy.model, chat, rewards, is_correct, interruption.signalled)
+    buffer, timer = ReplayBuffer(), Timer()
+
+    record = write_run_record(run.directory, config, policy)
+    with open_logger(config, run, record, console) as logger:
+        if not run.resumed:
+            logger.log_text("dr_grpo/critic_type", "group mean, no value network", 0)
+        step, lengths = run.step, run.directory.lengths()
+        with interruption, suppress(Interrupted):
+            for step in range(run.step, config.max_steps + 1):
+                lengths = run.directory.lengths()
+                if interruption.requested:
+                    break
+                if held_out and is_evaluation_step(config, step):
+                    with timer("evaluation"):
+                        evaluated = collector.evaluate(held_out)
+                    logger.log_batch(step, statistics.add_evaluation(evaluated))
+                    logger.log_samples(step, evaluated[:3], "held out")
+                if step == config.max_steps:
+                    break
+
+                # 1. Collect: a group of completions per task, scored and compared with one another.
+                with timer("rollout"):
+                    groups = collector.train(train_tasks, step)
+                    groups = with_advantages(groups, objective.advantages)
+                with timer("log_probs"):
+                    size, masks = config.micro_batch_size, config.overlong == "mask"
+                    experiences = experiences_from(groups, mask_truncated=masks)
+                    buffer.clear()
+                    buffer.extend(with_log_probs(experiences, policy, reference, size, device))
+
+                # 2. Learn: clipped policy-gradient steps over the buffer.
+                steps: list[StepSums] = []
+                with timer("train"):
+                    for epoch in range(config.epochs_per_step):
+                        passed = len(steps)
+                        shuffle = stream(config.seed, "shuffle", step, epoch)
+                        for batch in buffer.batches(config.train_batch_size, shuffle):
+                            sums = accumulate_gradients(objective, policy, batch, config)
+                            rate = learning_rate(config, state.global_step, total_steps)
+                            norm = optimizer_step(optimizer, rate, config.max_grad_norm)
+                            state.global_step += 1
+                            sums.finish(norm, rate)
+                            steps.append(sums)
+                            logger.log_training_step(state.global_step, sums.metrics())
+                            if not statistics.count_step(norm):
+                                task_ids = [experience.task_id for experience in batch]
+                                logger.log_invalid_step(state.global_step, task_ids)
+                        logger.log_batch(step + 1, epoch_metrics(steps[passed:]))
+
+                # 3. Report and save.
+                logger.log_batch(step + 1, advantage_moments(groups))
+                logger.log_batch(
+                    step + 1, batch_metrics(statistics, groups, list(buffer), steps, timer)
+                )
+                if config.logs_completions(step + 1):
+                    logger.log_samples(step + 1, groups[:4], "train")
+                    logger.log_example(step + 1, groups[0])
+                state.stop_if_diverged(step + 1)
+                if config.saves_checkpoint(step + 1):
+                    with timer("checkpoint"):
+                        saved = {"checkpoint/saved": 1.0, "checkpoint/step": step + 1}
+                        logger.log_batch(step + 1, saved)
+                        state.save(step + 1)
+
+        state.save(step, lengths)
+        if step < config.max_steps:
+            logger.say(f"stopped after step {step} (--resume continues): {run.directory.path}")
+            sys.exit(interruption.exit_code)
+        logger.log_batch(
+            step, {**statistics.final(state.global_step), "checkpoint/final_saved": 1.0}
+        )
+        logger.say(before_and_after(run.directory))
+
+
+if __name__ == "__main__":
+    run_script(main, Config)
