@@ -42,7 +42,7 @@ class Collector:
         self._chat = chat
         self._rewards = rewards
         self._is_correct = is_correct
-        self._generator = LocalGenerator(
+        self.generator = LocalGenerator(
             model,
             stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids,
             config.max_length,
@@ -100,7 +100,7 @@ class Collector:
             step=step,
             group_size=group_size,
             seed=config.seed,
-            generator=self._generator,
+            generator=self.generator,
             chat=self._chat,
             sampling=Sampling(config.temperature, config.top_p, config.max_completion_tokens),
             rewards=self._rewards,
