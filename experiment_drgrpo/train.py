@@ -40,7 +40,7 @@ from common.replay_buffer import (
     with_log_probs,
 )
 from common.rewards.answers import is_correct
-from common.rewards.reward import build_rewards, text_rewards
+from common.rewards.reward import build_rewards, score, text_rewards
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Interrupted
 from common.rollout.rollout import with_advantages
@@ -48,7 +48,7 @@ from common.run.collect import Collector, check_lengths
 from common.run.command_line import run_script
 from common.run.config import TrainConfig, resolve_defaults
 from common.run.device import resolve_device
-from common.run.directory import open_run, write_run_record
+from common.run.directory import open_run, start_run
 from common.run.interruption import Interruption
 from common.run.learner import load_models
 from common.run.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
@@ -94,34 +94,35 @@ def accumulate_gradients(
 def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> None:
     console = Console()
     config = resolve_defaults(config, bundled=is_bundled(config.model_name))
+    run = open_run(config, console.out)
     objective = choose(config)
     device = resolve_device(config.device)
     train_tasks, held_out = load_task_split(config)
     rewards = build_rewards(
         text_rewards(config.reasoning_tag), config.reward, config.reward_weights
     )
+    score(rewards, "", train_tasks[0])  # a user's own function fails before the model is loaded
     tokenizer = load_tokenizer(config.model_name)
     chat = ChatFormat(tokenizer, config.system_prompt)
     check_lengths(config, chat, train_tasks + held_out)
-    run = open_run(config, console.out)
     seed_everything(config.seed)
     policy, reference = load_models(config, device, run.weights)
     statistics = RunStatistics(rewards)
     optimizer = make_optimizer(config, policy)
     state = TrainingState(run, policy.model, tokenizer, optimizer, statistics)
     total_steps = optimizer_steps(config, config.max_steps)
-    interruption = Interruption(config.max_minutes)
+    interruption = Interruption(console.out, config.max_minutes)
     collector = Collector(config, policy.model, chat, rewards, is_correct, interruption.signalled)
     buffer, timer = ReplayBuffer(), Timer()
 
-    record = write_run_record(run.directory, config, policy)
-    with open_logger(config, run, record, console) as logger:
+    record = start_run(run, config, policy)
+    with interruption, open_logger(config, run, record, console) as logger:
         if not run.resumed:
             logger.log_text("dr_grpo/critic_type", "group mean, no value network", 0)
-        step, lengths = run.step, run.directory.lengths()
-        with interruption, suppress(Interrupted):
+        step, finished = run.step, False
+        with suppress(Interrupted):
             for step in range(run.step, config.max_steps + 1):
-                lengths = run.directory.lengths()
+                state.begin(step)
                 if interruption.requested:
                     break
                 if held_out and is_evaluation_step(config, step):
@@ -129,7 +130,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
                         evaluated = collector.evaluate(held_out)
                     logger.log_batch(step, statistics.add_evaluation(evaluated))
                     logger.log_samples(step, evaluated[:3], "held out")
-                if step == config.max_steps:
+                if finished := step == config.max_steps:
                     break
 
                 # 1. Collect: a group of completions per task, scored and compared with one another.
@@ -174,10 +175,11 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
                     with timer("checkpoint"):
                         saved = {"checkpoint/saved": 1.0, "checkpoint/step": step + 1}
                         logger.log_batch(step + 1, saved)
-                        state.save(step + 1)
+                        state.begin(step + 1)
+                        state.save()
 
-        state.save(step, lengths)
-        if step < config.max_steps:
+        state.save()
+        if not finished:
             logger.say(f"stopped after step {step} (--resume continues): {run.directory.path}")
             sys.exit(interruption.exit_code)
         logger.log_batch(

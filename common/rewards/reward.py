@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from common.errors import UserError
 from common.rewards.answers import answer_check, number_check
@@ -79,16 +80,37 @@ def import_function(path: str) -> RewardFunction:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--reward {path}: no module {error.name!r}; run from its directory or install it"
-        ) from None
+    with _code_of_the_user(path):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"--reward {path}: no module {error.name!r}; run from its directory or install it"
+            ) from None
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"--reward {path}: {module_name} has no function {function_name!r}")
-    return cast(RewardFunction, function)
+
+    def guarded(completion: str, task: Task) -> float:
+        with _code_of_the_user(path):
+            return function(completion, task)
+
+    return guarded
+
+
+@contextmanager
+def _code_of_the_user(path: str) -> Iterator[None]:
+    """Whatever a user's own code raises is the user's to mend: one line that says where."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"--reward {path}: raised {what} ({frame.filename}, line {frame.lineno}); mend it"
+        ) from error
 
 
 def score(rewards: Sequence[Reward], completion: str, task: Task) -> tuple[dict[str, float], float]:

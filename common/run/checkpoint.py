@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +18,12 @@ import transformers
 from safetensors import SafetensorError
 
 from common.errors import UserError
+from common.run.files import PARTIAL, beside, replace_text, sync
 
 MANIFEST = "manifest.json"
 STATE = "training_state.pt"
 LATEST = "latest"
-_PARTIAL = ".partial"
+_NAME = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -56,52 +57,63 @@ class Checkpoints:
 
         Raises `UserError` if it cannot be written; the checkpoints before it are untouched.
         """
-        final = self._directory / f"step_{step:06d}"
-        partial = final.with_name(f".{final.name}{_PARTIAL}")
+        final = self._path(step)
+        partial = beside(final)
         try:
             partial.mkdir(parents=True)
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            torch.save({"step": step, **state}, partial / STATE)
+            _save_state({"step": step, **state}, partial / STATE)
             _write_manifest(partial)
-            _sync(partial)
-            if final.exists():
-                shutil.rmtree(final)
+            sync(partial)
             partial.rename(final)
-            _replace_text(self._directory / LATEST, final.name)
-            _sync(self._directory)
-        except (OSError, RuntimeError, SafetensorError) as error:
+            self._point_latest_to(final)
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            before = [path.name for path in self._newest_first()]
-            kept = f"{before[0]} is whole" if before else "there is none before it"
+            before = newest_first(self._directory)
+            kept = f"{before[0].name} is whole" if before else "there is none before it"
             raise UserError(
                 f"{final}: cannot write the checkpoint ({_reason(error)}); {kept}; "
                 "make room, then continue with --resume"
             ) from None
-        for old in self._newest_first()[self._keep :] if self._keep else []:
-            shutil.rmtree(old)
+        for old in newest_first(self._directory)[self._keep :] if self._keep else []:
+            shutil.rmtree(old.rename(beside(old)))
 
     def has(self, step: int) -> bool:
-        return (self._directory / f"step_{step:06d}").is_dir()
+        return self._path(step).is_dir()
+
+    def any(self) -> bool:
+        """Whether there is a checkpoint, whole or not."""
+        return bool(newest_first(self._directory))
 
     def newest_whole(self, say: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint whose files are as written; damaged ones are moved aside."""
-        if self._directory.is_dir():
-            for leftover in self._directory.glob(f".step_*{_PARTIAL}"):
-                shutil.rmtree(leftover)
-        for path in self._newest_first():
+        for leftover in self._directory.glob(f".step_*{PARTIAL}"):
+            shutil.rmtree(leftover)
+        for path in newest_first(self._directory):
             if damage := find_damage(path):
                 aside = path.with_name(f"damaged_{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
                 say(f"checkpoint {path} is damaged ({damage}): moved to {aside.name}")
                 continue
+            self._point_latest_to(path)
             state = torch.load(path / STATE, map_location="cpu", weights_only=True)
             return Checkpoint(path, state)
         return None
 
-    def _newest_first(self) -> list[Path]:
-        return sorted(self._directory.glob("step_*"), reverse=True)
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step_{step:06d}"
+
+    def _point_latest_to(self, path: Path) -> None:
+        replace_text(self._directory / LATEST, path.name + "\n")
+
+
+def newest_first(directory: Path) -> list[Path]:
+    """The checkpoints in a directory, by number: the padding of their names ends at 999999."""
+    steps = {path: _NAME.fullmatch(path.name) for path in directory.glob("step_*")}
+    numbers = {path: int(match.group(1)) for path, match in steps.items() if match}
+    return sorted(numbers, key=lambda path: numbers[path], reverse=True)
 
 
 def find_damage(path: Path) -> str | None:
@@ -110,14 +122,11 @@ def find_damage(path: Path) -> str | None:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return f"no readable {MANIFEST}"
-    for name, expected in manifest.items():
-        file = path / name
-        if not file.is_file():
+    for name, written in manifest.items():
+        if not (path / name).is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["size"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['size']}"
-        if _hash(file) != expected["sha256"]:
-            return f"{name} is not what was written"
+        if (found := _describe(path / name)) != written:
+            return f"{name}, {found['size']} bytes, is not what was written"
     return None
 
 
@@ -141,37 +150,30 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    """Raises the `OSError` of a full disk, which torch hides behind a `RuntimeError` of its own."""
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
 def _write_manifest(directory: Path) -> None:
     manifest = {
-        file.name: {"size": file.stat().st_size, "sha256": _hash(file)}
-        for file in sorted(directory.iterdir())
+        file.relative_to(directory).as_posix(): _describe(file)
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
     }
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _hash(file: Path) -> str:
+def _describe(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _replace_text(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}{_PARTIAL}")
-    beside.write_text(text + "\n", encoding="utf-8")
-    _sync(beside)
-    beside.replace(path)
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or a directory and the files in it, to the disk."""
-    targets = [*path.iterdir(), path] if path.is_dir() else [path]
-    for target in targets:
-        if target.is_dir() and target != path:
-            continue
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"size": file.stat().st_size, "sha256": digest}
 
 
 def _reason(error: Exception) -> str:

@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from common.errors import UserError
-from common.models.load import ModelOptions
+from common.models.load import ModelOptions, is_bundled
 
 # Default of a flag whose value depends on the model; `resolve_defaults` fills it in.
 UNRESOLVED: Any = None
@@ -82,9 +82,11 @@ class RolloutFlags:
     top_p: float = 1.0
     """Nucleus sampling. Below 1 the sampled distribution is not the one that is learned."""
     max_completion_tokens: int = UNRESOLVED
-    """Most sampled tokens per conversation. Default: 64 for tiny, else 512."""
+    """Most sampled tokens per conversation, as far as --max-length allows. Default: 64
+    for tiny, else 512."""
     max_length: int = UNRESOLVED
-    """Most tokens in a sequence, prompt included. Default: 160 for tiny, else 1024."""
+    """Most tokens in a sequence, prompt included; a completion that meets it ends there.
+    Default: 160 for tiny, else 1024."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +244,7 @@ class TrainConfig(
         for name in ("weight_decay", "max_grad_norm"):
             check(name, lambda value: 0 <= value < math.inf, "0 or more")
         check("seed", lambda value: 0 <= value < 2**63, "0 or more and below 2**63")
+        check("run_name", is_directory_name, "letters, digits and . _ - + = alone, at most 100")
         check("reasoning_tag", lambda tag: re.fullmatch(r"\w+", tag), "one word, without brackets")
         allowed = r"[^/\\#?%:]{1,128}"
         check("wandb_project", lambda name: re.fullmatch(allowed, name), r"without / \ # ? % :")
@@ -282,6 +285,11 @@ class _Checker:
         value = getattr(self._config, name)
         if value is not None and not accepts(value):
             raise UserError(f"--{name.replace('_', '-')} {value}: must be {accepted}")
+
+
+def is_directory_name(name: str) -> bool:
+    """Whether a run's name names one directory, not a path or one of `.` and `..`."""
+    return re.fullmatch(r"[\w.+=-]{1,100}", name) is not None and name.strip(".") != ""
 
 
 ConfigType = TypeVar("ConfigType", bound=TrainConfig)
@@ -349,7 +357,14 @@ def parse_config(
         for name, group in groups.items()
         for field in dataclasses.fields(group)
     }
-    return config_class(**values)
+    return config_class(**{name: _anchored(name, value) for name, value in values.items()})
+
+
+def _anchored(name: str, value: Any) -> Any:
+    """Paths as absolute ones, since a run may be resumed from another directory."""
+    if name == "model_name" and not is_bundled(value) and Path(value).is_dir():
+        return str(Path(value).absolute())
+    return value.absolute() if isinstance(value, Path) else value
 
 
 def _flag_groups(config_class: type[TrainConfig], defaults: Mapping[str, Any]) -> dict[str, type]:

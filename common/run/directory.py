@@ -8,9 +8,10 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from common.errors import UserError
 from common.run.checkpoint import Checkpoint, Checkpoints
 from common.run.config import TrainConfig
+from common.run.files import replace_text, sync
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -61,10 +63,26 @@ class RunDirectory:
             for file in (self.metrics_file, self.samples_file)
         }
 
-    def cut(self, lengths: dict[str, int]) -> None:
-        """Drop the rows that were written after the checkpoint that is resumed from."""
+    def sync(self) -> None:
+        """Force the rows to the disk, so that a checkpoint never outlives the rows before it."""
+        for file in (self.metrics_file, self.samples_file):
+            if file.exists():
+                sync(file)
+
+    def cut(self, lengths: Mapping[str, int]) -> None:
+        """Drop the rows that were written after the checkpoint that is resumed from.
+
+        Raises `UserError` if rows from before it are missing.
+        """
+        present = self.lengths()
         for name, length in lengths.items():
-            if (self.path / name).exists():
+            if present[name] < length:
+                raise UserError(
+                    f"--resume: {self.path / name} has lost rows ({present[name]} bytes, {length} "
+                    "at the checkpoint); put it back, or start a new run without --resume"
+                )
+        for name, length in lengths.items():
+            if present[name] > length:
                 os.truncate(self.path / name, length)
 
 
@@ -93,31 +111,32 @@ class Run:
 
 
 def open_run(config: TrainConfig, say: Callable[[str], None]) -> Run:
-    """Make the directory of a new run, or reopen that of a run to resume.
+    """A place for a new run, or the run to resume; nothing is written before `start_run`.
 
-    Raises `UserError` for a name that is taken, a directory that cannot be written, and flags that
-    would change the numbers of a resumed run.
+    Raises `UserError` for a name that is taken, a directory that cannot be written, and a run that
+    cannot be resumed with these flags.
     """
-    if not config.resume:
-        directory = _create(config)
-        return Run(
-            directory, Checkpoints(directory.checkpoints, config.keep_checkpoints), None, False
-        )
-    directory = find_run(config)
-    _compare(config, read_config(directory), say)
+    directory = find_run(config) if config.resume else _new_directory(config)
+    _check_writable(directory.path, f"--log-dir {_root(config)}")
+    _check_writable(directory.checkpoints, f"--checkpoint-path {config.checkpoint_path}")
     checkpoints = Checkpoints(directory.checkpoints, config.keep_checkpoints)
+    if not config.resume:
+        return Run(directory, checkpoints, None, False)
+    saved = read_config(directory)
+    refuse_other_numbers(config, saved)
     checkpoint = checkpoints.newest_whole(say)
     if checkpoint is None:
-        directory.cut(dict.fromkeys(directory.lengths(), 0))
+        _refuse_lost_checkpoints(config, saved, directory)
         say(f"{directory.path} has no checkpoint yet: starting it anew")
-    else:
-        directory.cut(checkpoint.state["lengths"])
-        say(f"resuming {directory.path} after step {checkpoint.step}")
-        if (threads := checkpoint.state["num_threads"]) != torch.get_num_threads():
-            say(
-                f"{torch.get_num_threads()} threads instead of {threads}: from here on the numbers "
-                "differ by rounding"
-            )
+        return Run(directory, checkpoints, None, True)
+    if config.max_steps < checkpoint.step:
+        raise UserError(
+            f"--max-steps {config.max_steps}: the run to resume has done {checkpoint.step}; "
+            "give at least as many"
+        )
+    say(f"resuming {directory.path} after step {checkpoint.step}")
+    for difference in _notable_differences(config, saved, checkpoint):
+        say(difference)
     return Run(directory, checkpoints, checkpoint, True)
 
 
@@ -131,7 +150,7 @@ def find_run(config: TrainConfig) -> RunDirectory:
     if not candidates or not candidates[-1].is_file():
         wanted = config.run_name or config.experiment
         raise UserError(f"--resume: no run {wanted} under {parent}; start one without --resume")
-    return _directory(config, candidates[-1].parent)
+    return _directory(candidates[-1].parent, config.checkpoint_path)
 
 
 def read_config(directory: RunDirectory) -> dict[str, Any]:
@@ -142,18 +161,48 @@ def read_config(directory: RunDirectory) -> dict[str, Any]:
         raise UserError(f"--resume: {directory.config_file} is damaged ({error})") from None
 
 
-def _compare(config: TrainConfig, saved: dict[str, Any], say: Callable[[str], None]) -> None:
-    given = as_json(config)
-    for name, value in given.items():
-        if name in FREE_FLAGS or value == saved.get(name):
-            continue
-        flag = f"--{name.replace('_', '-')} {value}"
-        if name not in ROUNDING_FLAGS:
+def refuse_other_numbers(config: TrainConfig, saved: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a flag with which the resumed run would not be the same run."""
+    for name, value in as_json(config).items():
+        if name not in (*FREE_FLAGS, *ROUNDING_FLAGS) and value != saved.get(name):
             raise UserError(
-                f"{flag}: the run to resume has {saved.get(name)}; leave the flag out, "
-                "or start a new run without --resume"
+                f"{_flag(name, value)}: the run to resume has {saved.get(name)}; "
+                "leave the flag out, or start a new run without --resume"
             )
-        say(f"{flag} instead of {saved.get(name)}: from here on the numbers differ by rounding")
+
+
+def _notable_differences(
+    config: TrainConfig, saved: Mapping[str, Any], checkpoint: Checkpoint
+) -> Iterator[str]:
+    rounding = "from here on the numbers differ by rounding"
+    for name in ROUNDING_FLAGS:
+        if (value := getattr(config, name)) != saved.get(name):
+            yield f"{_flag(name, value)} instead of {saved.get(name)}: {rounding}"
+    threads, before = torch.get_num_threads(), checkpoint.state["num_threads"]
+    if threads != before:
+        yield f"{threads} threads instead of {before}: {rounding}"
+    if config.max_steps != saved["max_steps"] and config.lr_schedule != "constant":
+        yield (
+            f"{_flag('max_steps', config.max_steps)} instead of {saved['max_steps']}: "
+            f"from here on the {config.lr_schedule} schedule leads there"
+        )
+
+
+def _refuse_lost_checkpoints(
+    config: TrainConfig, saved: Mapping[str, Any], directory: RunDirectory
+) -> None:
+    """A run whose checkpoints are elsewhere must not be taken for one that has none."""
+    before = saved.get("checkpoint_path")
+    elsewhere = _directory(directory.path, Path(before) if before else None).checkpoints
+    if elsewhere != directory.checkpoints and Checkpoints(elsewhere, keep=0).any():
+        raise UserError(
+            f"--checkpoint-path {config.checkpoint_path}: the checkpoints of the run to resume are "
+            f"in {elsewhere}; leave the flag out, or move them to {directory.checkpoints}"
+        )
+
+
+def _flag(name: str, value: object) -> str:
+    return f"--{name.replace('_', '-')} {value}"
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
@@ -161,39 +210,52 @@ def as_json(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def _create(config: TrainConfig) -> RunDirectory:
-    name = config.run_name or f"{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
-    directory = _directory(config, _root(config) / config.experiment / name)
-    try:
-        directory.path.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(
-            f"--run-name {name}: {directory.path} exists; choose another name, or add --resume"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"--log-dir {_root(config)}: cannot write there ({error.strerror}); choose another"
-        ) from None
+def _new_directory(config: TrainConfig) -> RunDirectory:
+    parent = _root(config) / config.experiment
+    name = config.run_name or _free_name(parent, config)
+    directory = _directory(parent / name, config.checkpoint_path)
+    for taken in (directory.path, directory.checkpoints):
+        if os.path.exists(taken):
+            raise UserError(
+                f"--run-name {name}: {taken} exists; choose another name, or add --resume"
+            )
     return directory
 
 
-def _directory(config: TrainConfig, path: Path) -> RunDirectory:
-    if config.checkpoint_path is None:
+def _free_name(parent: Path, config: TrainConfig) -> str:
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(name for name in names if not os.path.exists(parent / name))
+
+
+def _check_writable(path: Path, flag: str) -> None:
+    """Raise `UserError` unless `path` could be made, or be written to if it is there."""
+    existing = next(above for above in (path, *path.parents) if os.path.exists(above))
+    probe = existing / f".writable-{os.getpid()}"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise UserError(f"{flag}: cannot write there ({error.strerror}); choose another") from None
+
+
+def _directory(path: Path, checkpoint_path: Path | None) -> RunDirectory:
+    if checkpoint_path is None:
         return RunDirectory(path, path / "checkpoints")
-    return RunDirectory(path, config.checkpoint_path.resolve() / config.experiment / path.name)
+    return RunDirectory(path, checkpoint_path.resolve() / path.parent.name / path.name)
 
 
 def _root(config: TrainConfig) -> Path:
     return (config.log_dir or REPOSITORY / "runs").resolve()
 
 
-def write_run_record(
-    directory: RunDirectory, config: TrainConfig, model: torch.nn.Module
-) -> dict[str, Any]:
-    """Write `config.json` and `source.diff`; returns what every sink records of the run."""
+def start_run(run: Run, config: TrainConfig, model: torch.nn.Module) -> dict[str, Any]:
+    """Make the directory, or cut the rows after the checkpoint; returns what sinks record.
+
+    Everything that a user's mistake can stop comes before, so that a mistake leaves nothing behind.
+    """
+    directory = run.directory
     commit, difference = _source_state()
-    if difference:
-        (directory.path / "source.diff").write_text(difference, encoding="utf-8")
     record = {
         **as_json(config),
         "experiment": config.experiment,
@@ -205,7 +267,14 @@ def write_run_record(
         "versions": {name: version(name) for name in _LIBRARIES}
         | {"python": platform.python_version()},
     }
-    directory.config_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    directory.path.mkdir(parents=True, exist_ok=run.resumed)
+    replace_text(directory.config_file, json.dumps(record, indent=2) + "\n")
+    directory.checkpoints.mkdir(parents=True, exist_ok=True)
+    if run.resumed:
+        directory.cut(run.state.get("lengths") or dict.fromkeys(directory.lengths(), 0))
+    if difference:
+        name = f"source_from_step_{run.step}.diff" if run.step else "source.diff"
+        (directory.path / name).write_text(difference, encoding="utf-8")
     return record
 
 

@@ -1,19 +1,28 @@
-"""Ctrl-C and SIGTERM as requests: finish, save, then stop."""
+"""Ctrl-C and SIGTERM as requests: finish, save, then stop. A second one stops at once."""
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Notes the first SIGINT or SIGTERM; a second one acts as if nothing had been installed.
+    """Notes the first SIGINT or SIGTERM; a second one ends the process then and there.
 
-    With `max_minutes`, the time that has passed is a request to stop as well.
+    Python runs a signal's handler between two steps of its main thread, which may be many seconds
+    apart when a tensor operation is large. So a thread of its own waits for signals, and need not
+    wait for the main thread. With `max_minutes`, the time that has passed is a request as well.
     """
 
-    def __init__(self, max_minutes: float | None = None) -> None:
+    def __init__(self, say: Callable[[str], None], max_minutes: float | None = None) -> None:
+        self._say = say
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._signal: int | None = None
         self._previous = {}
@@ -33,7 +42,12 @@ class Interruption:
         return 0 if self._signal is None else 128 + self._signal
 
     def __enter__(self) -> Interruption:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._previous_wakeup = signal.set_wakeup_fd(self._writer.fileno())
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -43,12 +57,23 @@ class Interruption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._restore()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_wakeup)
+        self._writer.close()
+        self._watcher.join()
+        self._reader.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
-        self._restore()
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def _watch(self) -> None:
+        """Read the number of each signal as it comes, until the other end is closed."""
+        asked = False
+        while byte := self._reader.recv(1):
+            if byte[0] not in SIGNALS:
+                continue
+            if asked:
+                os._exit(128 + byte[0])
+            asked = True
+            self._say("stopping as soon as the step can be saved; once more stops at once")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import transformers
@@ -29,6 +29,7 @@ class TrainingState:
     statistics: RunStatistics
     global_step: int = 0
     """Optimizer steps done."""
+    _begun: tuple[int, dict[str, int], dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
         if state := self.run.state:
@@ -36,21 +37,29 @@ class TrainingState:
             self.statistics.load_state_dict(state["statistics"])
             self.global_step = state["global_step"]
             restore_random_state(state["random"])
+        self.begin(self.run.step)
 
-    def save(self, step: int, lengths: Mapping[str, int] | None = None) -> None:
-        """Write the checkpoint of `step` done rollout batches, unless there is one.
+    def begin(self, step: int) -> None:
+        """Remember where `step` done rollout batches end, for a `save` in the middle of the next.
 
-        `lengths` are those of the files of rows when the step had been done, if that was earlier.
+        Until its rollouts are there, a step changes nothing but the files of rows and, through a
+        user's reward function, the global random numbers.
         """
+        self._begun = (step, self.run.directory.lengths(), random_state())
+
+    def save(self) -> None:
+        """Write the checkpoint of the step begun last, unless there is one."""
+        step, lengths, random = self._begun
         if self.run.checkpoints.has(step):
             return
+        self.run.directory.sync()
         state = {
             "optimizer": self.optimizer.state_dict(),
             "statistics": self.statistics.state_dict(),
             "global_step": self.global_step,
-            "random": random_state(),
+            "random": random,
             "num_threads": torch.get_num_threads(),
-            "lengths": dict(lengths or self.run.directory.lengths()),
+            "lengths": lengths,
         }
         self.run.checkpoints.save(step, self.model, self.tokenizer, state)
 
@@ -58,7 +67,8 @@ class TrainingState:
         """Save and raise `UserError` after too many optimizer steps without a finite gradient."""
         if self.statistics.invalid_in_a_row < MAX_INVALID_STEPS:
             return
-        self.save(step)
+        self.begin(step)
+        self.save()
         raise UserError(
             f"the gradient was not finite in {self.statistics.invalid_in_a_row} optimizer steps in "
             f"a row; their tasks are in {self.run.directory.samples_file}; lower --lr"

@@ -60,6 +60,8 @@ def load_tasks(path: Path) -> list[Task]:
         raise UserError(f"--data-path {path}: is a directory; give a JSONL file") from None
     except PermissionError:
         raise UserError(f"--data-path {path}: not readable; check its permissions") from None
+    except OSError as error:
+        raise UserError(f"--data-path {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"--data-path {path}: not UTF-8 (byte {error.start}); save the file as UTF-8"

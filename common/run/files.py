@@ -1,0 +1,37 @@
+"""Writes that are whole or have not happened, and that outlive a power cut."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PARTIAL = ".partial"
+
+
+def beside(path: Path) -> Path:
+    """Where a file or directory is written, or taken apart, out of sight of whoever reads it."""
+    return path.with_name(f".{path.name}{PARTIAL}")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old text or the new one, never a part."""
+    written = beside(path)
+    written.write_text(text, encoding="utf-8")
+    sync(written)
+    written.replace(path)
+    sync_entry(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a directory and all below it, to the disk."""
+    for target in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        sync_entry(target)
+
+
+def sync_entry(path: Path) -> None:
+    """Force one file, or the names in one directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
