@@ -33,6 +33,7 @@ HUB_TIMEOUT = 5.0
 # What transformers raises for files that are absent, damaged, or not what they seem.
 _LOADING_ERRORS = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError),
+    *(ArithmeticError, IndexError),
     *(SafetensorError, StrictDataclassError, HTTPError),
 )
 

@@ -122,7 +122,16 @@ class TestWeights:
         with pytest.raises(UserError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
             load_policy(options_for(tmp_path))
 
-    @pytest.mark.parametrize("config", ["", "{", "{}", "[]", "7", '{"model_type": "bart"}'])
+    @pytest.mark.parametrize(
+        "config",
+        [
+            *("", "{", "{}", "[]", "7"),
+            '{"model_type": "t5"}',
+            '{"model_type": "qwen2", "hidden_size": "wide"}',
+            '{"model_type": "qwen2", "hidden_size": 7}',
+            '{"model_type": "qwen2", "hidden_size": 64, "vocab_size": 400}',
+        ],
+    )
     def test_with_a_junk_config_are_a_mistake_in_one_line(self, tmp_path, saved_model, config):
         shutil.copytree(saved_model("qwen2"), tmp_path, dirs_exist_ok=True)
         (tmp_path / "config.json").write_text(config, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import threading
@@ -64,19 +63,10 @@ class TestADirectory:
         message = complaint(tmp_path, "--model-name", str(model))
         assert f"--model-name {model}: it has no tokenizer" in message
 
-    @pytest.mark.parametrize("text", ["not json", '{"model_type": "no_such_model"}'], ids=repr)
-    def test_with_a_junk_config(self, model, tmp_path, text):
-        (model / "config.json").write_text(text, encoding="utf-8")
+    def test_with_the_config_of_something_else(self, model, tmp_path):
+        (model / "config.json").write_text('{"model_type": "no_such_model"}', encoding="utf-8")
         message = complaint(tmp_path, "--model-name", str(model))
         assert f"--model-name {model}: cannot be loaded" in message
-
-    def test_with_a_config_of_the_wrong_types(self, model, tmp_path):
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        config["hidden_size"] = "wide"
-        (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        message = complaint(tmp_path, "--model-name", str(model))
-        assert f"--model-name {model}: cannot be loaded" in message
-        assert "hidden_size" in message
 
     def test_with_a_template_that_drops_the_question(self, model, tmp_path):
         (model / "chat_template.jinja").write_text("Hello!", encoding="utf-8")
@@ -111,9 +101,6 @@ class TestAHubIdWithoutANetwork:
         with silent_server() as endpoint:
             self.check(tmp_path, endpoint)
 
-    def test_that_knows_no_names(self, tmp_path):
-        self.check(tmp_path, "https://hub.invalid")
-
 
 @contextmanager
 def silent_server() -> Iterator[str]:
@@ -146,12 +133,7 @@ def silent_server() -> Iterator[str]:
         (["--device", "cuda:99"], "--device cuda:99: this machine has no such device"),
         (["--device", "toaster"], "--device toaster: unknown; use auto, cpu, cuda"),
         (["--dtype", "float16"], "--dtype float16: overflows in training; use bfloat16"),
-        (["--attn", "sparse"], "--model-name tiny with --attn sparse: cannot be loaded"),
         (["--load-in-4bit"], "--load-in-4bit: 4-bit weights cannot be trained; add --lora-rank"),
-        (
-            ["--load-in-4bit", "--lora-rank", "4", "--device", "cpu"],
-            "--load-in-4bit: needs CUDA, not --device cpu",
-        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
