@@ -13,7 +13,8 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.rows import column, read_rows
+from benchmarks.rows import column
+from common.run.files import read_rows
 
 PANELS = (
     ("right on held-out tasks", "eval/accuracy", True),
@@ -35,7 +36,7 @@ class CurveConfig:
 def main(config: CurveConfig) -> None:
     figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 3.2), layout="constrained")
     for run in config.runs:
-        rows = read_rows(run / "metrics.jsonl")
+        rows = list(read_rows(run / "metrics.jsonl"))
         for axis, (_, metric, _) in zip(axes, PANELS, strict=True):
             steps, values = column(rows, metric)
             axis.plot(steps, values, marker="o", markersize=3, label=run.name.split("-")[-1])

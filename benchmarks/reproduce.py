@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import tyro
 from rich.console import Console
 
-from benchmarks.rows import read_rows
 from common.run.directory import REPOSITORY
+from common.run.files import read_rows
 
 # Two-sided 95 % quantile of the normal distribution.
 Z_95 = 1.959964
@@ -70,7 +70,7 @@ def run(config: ReproduceConfig, name: str, seed: int) -> Outcome:
     seconds = time.perf_counter() - start
     # Kilobytes on Linux, of the largest child so far.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
-    rows = read_rows(REPOSITORY / "runs" / config.experiment / name / "metrics.jsonl")
+    rows = list(read_rows(REPOSITORY / "runs" / config.experiment / name / "metrics.jsonl"))
     evaluations = [row for row in rows if "eval/accuracy" in row]
     steps = int(evaluations[-1]["rollouts/batch_step"])
     return Outcome(seed, evaluations[0], evaluations[-1], steps, seconds, peak)

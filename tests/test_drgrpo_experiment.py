@@ -1,5 +1,6 @@
 """Dr. GRPO and a researcher's own variant, run as a user runs them."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from common.rollout.trajectory import Group
+from common.tasks.task import Task
 from tests.helpers import REPOSITORY, read_rows, run_training
 
 pytestmark = pytest.mark.slow
@@ -91,10 +94,7 @@ def test_the_example_of_a_new_variant_runs(tmp_path):
 
 def test_skewness_by_hand(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "experiment_drgrpo"))
-    from loss import advantage_moments
-
-    from common.rollout.trajectory import Group
-    from common.tasks.task import Task
+    advantage_moments = importlib.import_module("loss").advantage_moments
 
     def group(*advantages: float) -> Group:
         return Group(Task(0, "", ""), (), advantages)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Any
-
 from common.run.directory import RunDirectory
+from common.run.files import read_rows
 
 
 def before_and_after(directory: RunDirectory) -> str:
     """Held-out accuracy of the first and the last evaluation, and completions from both."""
-    evaluations = [row for row in _rows(directory.metrics_file) if "eval/accuracy" in row]
+    evaluations = [row for row in read_rows(directory.metrics_file) if "eval/accuracy" in row]
     if not evaluations:
         return f"run: {directory.path}"
     first, last = evaluations[0], evaluations[-1]
@@ -20,7 +17,7 @@ def before_and_after(directory: RunDirectory) -> str:
         f"held-out accuracy {first['eval/accuracy']:.1%} -> {last['eval/accuracy']:.1%}, "
         f"answer tags {first['eval/format_rate']:.1%} -> {last['eval/format_rate']:.1%}",
     ]
-    samples = [row for row in _rows(directory.samples_file) if row.get("split") == "held out"]
+    samples = [row for row in read_rows(directory.samples_file) if row.get("split") == "held out"]
     before = [row for row in samples if row["step"] == samples[0]["step"]]
     after = [row for row in samples if row["step"] == samples[-1]["step"]]
     for old, new in zip(before, after, strict=True):
@@ -30,10 +27,3 @@ def before_and_after(directory: RunDirectory) -> str:
             f"  after:  {new['completion']}",
         ]
     return "\n".join([*lines, "", f"run: {directory.path}"])
-
-
-def _rows(path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)

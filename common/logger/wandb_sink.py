@@ -181,6 +181,20 @@ class WandbSink:
             raise
 
 
+def describe_connection() -> str:
+    """Whether a run would be logged online or offline, and why; asks the server, starts no run."""
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    if settings.mode in ("offline", "disabled"):
+        return f"{settings.mode} (WANDB_MODE)"
+    try:
+        if not wbauth.authenticate_session(host=settings.base_url, source="dry run", prompt=False):
+            return "offline (no key)"
+        user = wandb.Api(timeout=INIT_TIMEOUT_SECONDS).viewer.username
+    except (wandb.Error, OSError) as error:
+        return f"offline ({settings.base_url}: {_one_line(error)})"
+    return f"online ({settings.base_url}, as {user})"
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 

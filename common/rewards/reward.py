@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from common.errors import UserError
 from common.rewards.answers import answer_check, number_check
@@ -93,7 +94,7 @@ def import_function(path: str) -> RewardFunction:
 
     def guarded(completion: str, task: Task) -> float:
         with _code_of_the_user(path):
-            return function(completion, task)
+            return cast(RewardFunction, function)(completion, task)
 
     return guarded
 

@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.models.load import check_positions, stop_token_ids
 from common.rewards.reward import Reward
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import LocalGenerator
+from common.rollout.generate import Generator, LocalGenerator
 from common.rollout.rollout import Correctness, rollout
 from common.rollout.sampling import EVALUATION_STEP, Sampling
 from common.rollout.trajectory import Group
@@ -42,7 +42,7 @@ class Collector:
         self._chat = chat
         self._rewards = rewards
         self._is_correct = is_correct
-        self.generator = LocalGenerator(
+        self.generator: Generator = LocalGenerator(
             model,
             stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids,
             config.max_length,

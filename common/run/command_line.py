@@ -14,6 +14,7 @@ from dotenv import load_dotenv
 from common.errors import UserError
 from common.run.config import ConfigType, parse_config
 from common.run.directory import REPOSITORY, find_run, read_config
+from common.run.dry_run import dry_run
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -27,7 +28,11 @@ def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType
     here = Path(".env")
     load_dotenv(here if here.is_file() else REPOSITORY / ".env")
     try:
-        main(parse_flags(config_class, sys.argv[1:]))
+        config = parse_flags(config_class, sys.argv[1:])
+        if config.dry_run:
+            dry_run(main, config)
+        else:
+            main(config)
     except UserError as error:
         _fail(str(error), 2)
     except OSError as error:
