@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from common.errors import UserError
 from common.rewards.answers import answer_check, number_check
@@ -92,9 +92,9 @@ def import_function(path: str) -> RewardFunction:
     if not callable(function):
         raise UserError(f"--reward {path}: {module_name} has no function {function_name!r}")
 
-    def guarded(completion: str, task: Task) -> float:
+    def guarded(completion: str, task: Task) -> Any:
         with _code_of_the_user(path):
-            return cast(RewardFunction, function)(completion, task)
+            return function(completion, task)
 
     return guarded
 

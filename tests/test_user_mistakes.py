@@ -1,0 +1,292 @@
+"""A user's mistake ends in one line that says what to do, exit code 2, and nothing left behind."""
+
+import contextlib
+import importlib
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from common.run.command_line import run_script
+from tests.helpers import REPOSITORY, read_rows, run_training
+
+SMALL = (
+    *("--rollouts-per-step", "4", "--group-size", "2", "--max-steps", "1", "--eval-samples", "4"),
+    *("--max-completion-tokens", "16", "--no-wandb"),
+)
+ROW = json.dumps({"question": "What is 1+1?", "answer": "2"}) + "\n"
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The base experiment's module, as `python train.py` loads it."""
+    sys.path.insert(0, str(REPOSITORY / "experiment_base"))
+    try:
+        return importlib.import_module("train")
+    finally:
+        sys.path.pop(0)
+
+
+def complain(script, arguments: Sequence[str]) -> tuple[int, str]:
+    """Exit code and stderr of `python train.py` with these arguments, in this process."""
+    errors = io.StringIO()
+    before = sys.argv
+    sys.argv = ["train.py", *arguments]
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            run_script(script.main, script.Config)
+    except SystemExit as stop:
+        return int(stop.code or 0), errors.getvalue()
+    finally:
+        sys.argv = before
+    return 0, errors.getvalue()
+
+
+def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:
+    log_dir = tmp_path / "runs"
+    code, complaint = complain(script, [*SMALL, "--log-dir", str(log_dir), *arguments])
+    assert code == 2, complaint
+    assert complaint.startswith("error: ")
+    assert complaint.count("\n") == 1, complaint
+    assert "Traceback" not in complaint
+    for part in expected:
+        assert part in complaint
+    assert not log_dir.exists() or not list(log_dir.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--group-siz", "4"], ["--group-siz", "did you mean --group-size?"]),
+        (["--no-top-p"], ["--no-top-p", "unknown flag"]),
+        (["--group-size", "1"], ["--group-size 1", "at least 2"]),
+        (["--group-size", "many"], ["--group-size", "many"]),
+        (["--group-size"], ["--group-size"]),
+        (["--lr", "-1"], ["--lr -1", "above 0"]),
+        (["--lr", "nan"], ["--lr nan", "above 0"]),
+        (["--learning-rate", "0"], ["--lr 0", "above 0"]),
+        (["--lr-schedule", "wild"], ["wild", "constant", "cosine"]),
+        (["--temperature", "0"], ["--temperature 0", "above 0"]),
+        (["--top-p", "1.5"], ["--top-p 1.5", "at most 1"]),
+        (["--train-batch-size", "0"], ["--train-batch-size 0", "at least 1"]),
+        (["--warmup-fraction", "2"], ["--warmup-fraction 2", "from 0 to 1"]),
+        (["--kl-weight", "-0.1"], ["--kl-weight -0.1", "0 or more"]),
+        (["--clip-eps", "1"], ["--clip-eps 1", "below 1"]),
+        (["--dtype", "float16"], ["--dtype float16", "bfloat16"]),
+        (["--max-length", "8"], ["--max-length 8", "tokens", "raise it"]),
+        (["--device", "abacus"], ["--device abacus", "cuda:N"]),
+        (["--device", "cuda:7"], ["--device cuda:7", "no such device"]),
+        (["--load-in-4bit"], ["--load-in-4bit", "--lora-rank"]),
+        (["--run-name", "a/b"], ["--run-name a/b"]),
+        (["--reward-weights", "nosuch=1"], ["nosuch", "answer_check"]),
+        (["--reward-weights", "answer_check=x"], ["answer_check=x", "name=number"]),
+        (["--reward", "no_such_module:f"], ["--reward no_such_module:f", "no module"]),
+        (["--rollouts-per-step", "999999"], ["--rollouts-per-step 999999", "training tasks"]),
+        (["--resume"], ["--resume", "no run experiment_base", "without --resume"]),
+        (["--resume", "--run-name", "ghost"], ["--resume", "no run ghost"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_flags(script, tmp_path, arguments, expected):
+    check(script, tmp_path, arguments, *expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, ["no such file"]),
+        (b"", ["holds no task"]),
+        (b"\xff\xfe\x00bad", ["not UTF-8"]),
+        (ROW.encode() + b'{"question": "broken', ["line 2", "not valid JSON"]),
+        (ROW.encode() + b'{"question": "no answer"}\n', ["line 2", "'answer'"]),
+    ],
+)
+def test_data_files(script, tmp_path, content, expected):
+    path = tmp_path / "tasks.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    check(script, tmp_path, ["--data-path", str(path)], str(path), *expected)
+
+
+def test_a_directory_as_data_file(script, tmp_path):
+    check(script, tmp_path, ["--data-path", str(tmp_path)], "is a directory")
+
+
+def test_a_prompt_that_is_longer_than_a_sequence_may_be(script, tmp_path):
+    path = tmp_path / "long.jsonl"
+    long = json.dumps({"question": "why " * 300, "answer": "2"}) + "\n"
+    path.write_text("".join(ROW.replace("1+1", f"{n}+1") for n in range(9)) + long)
+    check(script, tmp_path, ["--data-path", str(path)], "--max-length 160", "task 9", "why")
+
+
+def test_a_log_directory_that_cannot_be_written(script, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code, complaint = complain(script, [*SMALL, "--log-dir", str(tmp_path / "file" / "runs")])
+    assert code == 2
+    assert complaint.count("\n") == 1
+    assert "--log-dir" in complaint
+    assert "choose another" in complaint
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return float('nan')", "nan"),
+        ("return 'much'", "much"),
+        ("return completion.nothing", "AttributeError"),
+    ],
+)
+def test_a_users_own_reward_function(script, tmp_path, monkeypatch, body, expected):
+    name = f"my_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"def mine(completion, task):\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check(script, tmp_path, ["--reward", f"{name}:mine"], "mine", expected)
+
+
+def files_of(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The log directory of a run that is done, and its name."""
+    root = tmp_path_factory.mktemp("taken")
+    result = run_training(*SMALL, "--run-name", "taken", log_dir=root)
+    assert result.returncode == 0, result.stderr
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--run-name", "taken"], ["--run-name taken", "exists", "--resume"]),
+        (["--run-name", "taken", "--resume", "--lr", "0.5"], ["--lr 0.5", "0.0004"]),
+        (["--run-name", "taken", "--resume", "--seed", "9"], ["--seed 9", "leave the flag out"]),
+        (["--resume", "--model-name", "elsewhere"], ["--model-name elsewhere", "tiny"]),
+    ],
+)
+def test_runs_that_are_there_already(script, finished, arguments, expected):
+    before = files_of(finished)
+    code, complaint = complain(script, [*SMALL, "--log-dir", str(finished), *arguments])
+    assert code == 2
+    assert complaint.count("\n") == 1
+    assert all(part in complaint for part in expected), complaint
+    assert files_of(finished) == before
+
+
+@pytest.mark.slow
+def test_as_a_process_it_prints_one_line_and_exits_with_2(tmp_path):
+    result = run_training("--group-siz", "4", log_dir=tmp_path / "runs")
+    assert result.returncode == 2
+    assert result.stderr == "error: --group-siz: unknown flag; did you mean --group-size?\n"
+    assert result.stdout == ""
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_without_the_package_the_script_says_what_to_do(tmp_path):
+    """An interpreter that has no site-packages has no `common` either."""
+    result = subprocess.run(
+        [sys.executable, "-S", "-I", "train.py"],
+        cwd=REPOSITORY / "experiment_base",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert "make setup" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_bug_of_ours_keeps_its_traceback(tmp_path):
+    broken = (
+        "import runpy, common.logger.metrics as metrics\n"
+        "def bug(*arguments): raise ZeroDivisionError('a bug')\n"
+        "metrics.rollout_metrics = bug\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", broken, *SMALL, "--log-dir", str(tmp_path)],
+        cwd=REPOSITORY / "experiment_base",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "ZeroDivisionError: a bug" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_step_without_any_signal_is_a_normal_step(tmp_path):
+    """A reward that is the same for everybody: no gradient, no NaN, all counted."""
+    (tmp_path / "same.py").write_text("def same(completion, task):\n    return 17.3\n")
+    flags = ("--reward", "same:same", "--reward-weights", "same=1", "--kl-weight", "0")
+    result = run_training(
+        *SMALL,
+        *flags,
+        *("--run-name", "flat", "--temperature", "1e-6", "--max-completion-tokens", "1"),
+        log_dir=tmp_path,
+        environment={"PYTHONPATH": str(tmp_path)},
+    )
+    assert result.returncode == 0, result.stderr
+    rows = read_rows(tmp_path / "experiment_base" / "flat" / "metrics.jsonl")
+    assert not any(value is None for row in rows for value in row.values())
+    (batch,) = (row for row in rows if "rollouts/returns_mean" in row)
+    assert batch["rollouts/zero_variance_fraction"] == 1
+    assert batch["rollouts/advantages_std"] == 0
+    assert batch["training/invalid_loss_count"] == 0
+    (step,) = (row for row in rows if "training_step/loss" in row)
+    assert step["training_step/grad_norm"] == 0
+    assert step["training_step/loss"] == 0
+
+
+@pytest.mark.slow
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
+    result = run_training("--dry-run", log_dir=tmp_path, environment={"HOME": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    assert "32 tasks x 8 completions, at most 16,384 sampled tokens" in result.stdout
+    assert "2 optimizer steps" in result.stdout
+    assert "of which there are 25" in result.stdout
+    assert "W&B: offline (no key)" in result.stdout
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+    assert not (tmp_path / "experiment_base").exists()
+
+
+@pytest.mark.slow
+def test_help_is_grouped_complete_and_quick(script, tmp_path):
+    from dataclasses import fields
+
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    torch_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "train.py", "--help"],
+        cwd=REPOSITORY / "experiment_base",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds = time.perf_counter() - start
+    for field in fields(script.Config):
+        assert f"--{field.name.replace('_', '-')}" in result.stdout
+    for group in (
+        "model",
+        "task",
+        "rollout",
+        "objective",
+        "optimizer",
+        "evaluation",
+        "run",
+        "wandb",
+    ):
+        assert f"{group} options" in result.stdout
+    # The promise is one second; a machine that is busy with other tests gets three.
+    assert seconds - torch_seconds < 3
