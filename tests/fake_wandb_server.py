@@ -55,6 +55,13 @@ class FakeWandbServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def keep_waiting(self) -> None:
+        """Take requests and give no answer."""
+        self.lock.acquire()
+
+    def answer_again(self) -> None:
+        self.lock.release()
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients drop connections when they exit; that is no news."""
 

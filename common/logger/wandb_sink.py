@@ -93,7 +93,8 @@ class WandbSink:
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
             self._say(
-                f"W&B did not take all rows in time; to upload them: wandb sync {self._folder}"
+                "W&B did not take all rows in time; to upload them: "
+                f"wandb sync --no-skip-online {self._folder}"
             )
         except ConnectionError:
             self._give_up()

@@ -1,0 +1,66 @@
+"""A run that only logs, in a process of its own: python -m tests.logger.log_rows LOG_DIR [flags].
+
+It says when it starts to log, and when half of its rows are logged.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.console import Console
+
+from common.logger.open import open_logger
+from common.run.config import TrainConfig, parse_config
+from common.run.directory import open_run
+
+STARTED = "started at"
+HALF_WAY = "half way"
+STEPS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    """Nothing is trained."""
+
+    experiment: ClassVar[str] = "log_rows"
+    default_wandb_project: ClassVar[str] = "default_project"
+    max_steps: int = STEPS
+    endless: bool = False
+    """Go on logging until killed."""
+    pause: bool = False
+    """Wait half way for a line on stdin."""
+
+
+def main(log_dir: str, flags: list[str]) -> None:
+    config = parse_config(Config, ["--log-dir", log_dir, "--run-name", "run", *flags])
+    console = Console()
+    tell(f"{STARTED} {time.time()}")
+    run = open_run(config, console.out)
+    run.directory.path.mkdir(parents=True, exist_ok=True)
+    with open_logger(config, run, {"lr": config.lr, "seed": config.seed}, console) as logger:
+        step = 0
+        while step < config.max_steps or config.endless:
+            step += 1
+            logger.log_training_step(2 * step - 1, {"training_step/loss": 1 / step})
+            logger.log_training_step(2 * step, {"training_step/loss": float("nan")})
+            logger.log_batch(step, {"rollouts/returns_mean": 0.1 * step, "dr_grpo/x": step})
+            logger.log_text("examples/completion", f"<think>[bold]{step}[/bold]\n", step)
+            if step == STEPS // 2:
+                tell(HALF_WAY)
+                if config.pause:
+                    sys.stdin.readline()
+            if config.endless:
+                time.sleep(0.05)
+        logger.log_batch(step, {"final_reward": 1.5})
+
+
+def tell(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,130 @@
+"""The logger and the sinks that are always there, read back from what they wrote."""
+
+import errno
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from common.logger.logger import Logger
+from common.logger.sinks import ConsoleSink, JsonlSink
+from common.logger.tensorboard_sink import TensorBoardSink
+from tests.helpers import read_rows
+
+
+def refuse(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def strict_rows(path: Path) -> list[dict]:
+    """As any reader has them, for whom NaN is not JSON."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def scalars(directory: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=40)
+
+
+@pytest.fixture
+def logger(tmp_path, console) -> Logger:
+    sinks = [
+        JsonlSink(tmp_path / "metrics.jsonl"),
+        TensorBoardSink(tmp_path),
+        ConsoleSink(3, console),
+    ]
+    return Logger(sinks, console, tmp_path / "samples.jsonl")
+
+
+def test_what_is_not_finite_is_null_in_the_file_and_reported_once(tmp_path, logger, console):
+    with logger:
+        for step in (1, 2):
+            values = {"rollouts/kl_mean": math.nan, "rollouts/kl_max": -math.inf, "eval/x": 0.5}
+            logger.log_batch(step, values)
+    expected = {"rollouts/kl_mean": None, "rollouts/kl_max": None, "eval/x": 0.5}
+    rows = strict_rows(tmp_path / "metrics.jsonl")
+    assert rows == [{"rollouts/batch_step": step, **expected} for step in (1, 2)]
+    (first, second) = scalars(tmp_path, "rollouts/kl_mean")
+    assert (first[0], second[0]) == (1, 2)
+    assert math.isnan(first[1])
+    assert console.file.getvalue() == "not finite: rollouts/kl_mean, rollouts/kl_max\n"
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tmp_path, logger):
+    with logger:
+        logger.log_batch(
+            1,
+            {
+                "rollouts/a": np.float32(0.25),
+                "rollouts/b": torch.tensor(3, dtype=torch.int64),
+                "rollouts/c": torch.tensor([1.5], dtype=torch.bfloat16, requires_grad=True),
+                "rollouts/d": np.bool_(True),
+            },
+        )
+    row = {"rollouts/a": 0.25, "rollouts/b": 3, "rollouts/c": 1.5, "rollouts/d": True}
+    assert strict_rows(tmp_path / "metrics.jsonl") == [{"rollouts/batch_step": 1, **row}]
+    for name, value in row.items():
+        assert scalars(tmp_path, name) == [(1, value)]
+
+
+def test_what_is_no_number_is_left_out_and_named_once(tmp_path, logger, console):
+    with logger:
+        for step in (1, 2):
+            logger.log_batch(step, {"eval/list": [1, 2], "eval/many": torch.ones(2), "eval/x": 1})
+    rows = strict_rows(tmp_path / "metrics.jsonl")
+    assert rows == [{"rollouts/batch_step": step, "eval/x": 1} for step in (1, 2)]
+    assert console.file.getvalue() == "not a number: eval/list, eval/many\n"
+
+
+def test_text_is_kept_as_it_is(tmp_path, logger):
+    text = '<think> "ä"\n[red]1[/red] \u2028 \x07 </think>'
+    with logger:
+        logger.log_text("examples/completion", text, 2)
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row == {"rollouts/batch_step": 2, "examples/completion": text}
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    (event,) = events.Tensors("examples/completion/text_summary")
+    assert (event.step, event.tensor_proto.string_val[0].decode()) == (2, text)
+
+
+def test_a_message_is_one_line_on_a_narrow_screen(logger, console):
+    message = "saved in /a/rather/long/path/that/nobody/would/want/to/see/[broken]/in two"
+    with logger:
+        logger.say(message)
+    assert console.file.getvalue() == message + "\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_an_error_and_the_other_sinks_are_closed_whole(tmp_path, console):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    # TensorBoard comes first, so that it has the row that the file cannot take.
+    sinks = [TensorBoardSink(tmp_path), JsonlSink(tmp_path / "metrics.jsonl")]
+    with (
+        pytest.raises(OSError, match="No space") as failure,
+        Logger(sinks, console, tmp_path / "samples.jsonl") as logger,
+    ):
+        logger.log_batch(1, {"eval/x": 1.0})
+    assert failure.value.errno == errno.ENOSPC
+    assert scalars(tmp_path, "eval/x") == [(1, 1.0)]
+
+
+def test_a_logger_without_sinks_writes_nothing(tmp_path, console):
+    with Logger([], console, tmp_path / "samples.jsonl") as logger:
+        logger.log_batch(1, {"eval/x": math.nan})
+        logger.log_text("examples/completion", "text", 1)
+        logger.log_invalid_step(1, [2])
+        logger.say("hello")
+    assert list(tmp_path.iterdir()) == []
+    assert console.file.getvalue() == ""
