@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -387,7 +388,7 @@ def test_a_server_that_cannot_be_used_costs_little_and_no_row(misfortunes, kind)
 
 @pytest.mark.parametrize("kind", ["closed port", "refused key", "short key", "no answer"])
 def test_a_failed_attempt_leaves_no_empty_run(misfortunes, kind):
-    folders = [path for path in (misfortunes[kind].directory / "wandb").glob("*run-*")]
+    folders = list((misfortunes[kind].directory / "wandb").glob("*run-*"))
     names = {path.name[:12] for path in folders if path.is_dir() and not path.is_symlink()}
     assert names == {"offline-run-"}
 
