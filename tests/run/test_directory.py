@@ -1,0 +1,228 @@
+"""How a run's directory is found, refused, begun and cut."""
+
+import dataclasses
+import json
+import os
+import time
+from typing import ClassVar
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.run.config import TrainConfig, resolve_defaults
+from common.run.directory import find_run, open_run, start_run
+from tests.helpers import random_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    experiment: ClassVar[str] = "test"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(torch.float32, vocab_size=32)
+
+
+@pytest.fixture
+def configure(tmp_path):
+    def make(**flags):
+        return resolve_defaults(Config(log_dir=tmp_path / "runs", **flags), bundled=True)
+
+    return make
+
+
+def silent(text):
+    raise AssertionError(f"said {text}")
+
+
+ROW = b'{"a": 1}\n'
+
+
+@pytest.fixture
+def begun(configure, model, tokenizer):
+    """Begin a run that has a checkpoint after its second row, and a third row."""
+
+    def begin(**flags):
+        config = configure(**flags)
+        run = open_run(config, silent)
+        start_run(run, config, model)
+        run.directory.metrics_file.write_bytes(2 * ROW)
+        run.directory.samples_file.write_bytes(ROW)
+        state = {"lengths": run.directory.lengths(), "num_threads": torch.get_num_threads()}
+        run.checkpoints.save(2, model, tokenizer, state)
+        run.directory.metrics_file.write_bytes(3 * ROW)
+        return run
+
+    return begin
+
+
+def test_nothing_is_there_before_the_run_starts(tmp_path, configure, model):
+    config = configure(run_name="one", checkpoint_path=tmp_path / "elsewhere")
+    run = open_run(config, silent)
+    assert list(tmp_path.iterdir()) == []
+    start_run(run, config, model)
+    assert run.directory.config_file.is_file()
+    assert (tmp_path / "elsewhere" / "test" / "one").is_dir()
+
+
+def test_a_name_is_taken_by_a_run_or_by_its_checkpoints_elsewhere(tmp_path, configure, model):
+    config = configure(run_name="one", checkpoint_path=tmp_path / "elsewhere")
+    start_run(open_run(config, silent), config, model)
+    with pytest.raises(UserError, match=r"--run-name one: .* exists; .*--resume"):
+        open_run(config, silent)
+    with pytest.raises(UserError, match=r"--run-name one: .*elsewhere"):
+        open_run(dataclasses.replace(config, log_dir=tmp_path / "other"), silent)
+
+
+def test_two_runs_in_one_second_have_two_names(configure, model, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    runs = []
+    for _ in range(3):
+        config = configure(seed=3)
+        runs.append(open_run(config, silent))
+        start_run(runs[-1], config, model)
+    assert [run.directory.path.name for run in runs] == ["now-seed3", "now-seed3-2", "now-seed3-3"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a\\b", "a b", "x" * 101])
+def test_a_name_is_one_directory(name):
+    with pytest.raises(UserError, match="--run-name"):
+        Config(run_name=name)
+
+
+def test_checkpoints_that_could_not_be_written_are_refused_first(tmp_path, configure):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--checkpoint-path .*file/x: cannot write"):
+        open_run(configure(checkpoint_path=tmp_path / "file" / "x"), silent)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_resuming_cuts_the_rows_after_the_checkpoint_once_it_starts(configure, begun, model):
+    run = begun(run_name="one")
+    config = configure(run_name="one", resume=True)
+    said: list[str] = []
+    resumed = open_run(config, said.append)
+    assert resumed.step == 2
+    assert said == [f"resuming {run.directory.path} after step 2"]
+    assert run.directory.metrics_file.read_bytes() == 3 * ROW
+    start_run(resumed, config, model)
+    assert run.directory.metrics_file.read_bytes() == 2 * ROW
+    assert run.directory.samples_file.read_bytes() == ROW
+
+
+def test_without_a_checkpoint_it_begins_anew(configure, model):
+    config = configure(run_name="one")
+    run = open_run(config, silent)
+    start_run(run, config, model)
+    run.directory.metrics_file.write_bytes(ROW)
+    said: list[str] = []
+    config = dataclasses.replace(config, resume=True)
+    resumed = open_run(config, said.append)
+    assert (resumed.step, resumed.weights) == (0, None)
+    assert said == [f"{run.directory.path} has no checkpoint yet: starting it anew"]
+    start_run(resumed, config, model)
+    assert run.directory.metrics_file.read_bytes() == b""
+
+
+def test_lost_rows_are_not_made_up(configure, begun, model):
+    run = begun(run_name="one")
+    run.directory.metrics_file.write_bytes(ROW)
+    config = configure(run_name="one", resume=True)
+    with pytest.raises(UserError, match=r"metrics\.jsonl has lost rows \(9 bytes, 18"):
+        start_run(open_run(config, lambda text: None), config, model)
+    assert run.directory.metrics_file.read_bytes() == ROW
+
+
+def test_without_a_name_the_run_begun_last_is_resumed(configure, begun):
+    for name in ("late", "early"):
+        run = begun(run_name=name)
+        os.utime(run.directory.config_file, (1e9, 1e9 + (name == "late")))
+    assert find_run(configure(resume=True)).path.name == "late"
+
+
+def test_a_run_cannot_be_resumed_to_an_earlier_step(configure, begun):
+    begun(run_name="one")
+    with pytest.raises(UserError, match="--max-steps 1: the run to resume has done 2"):
+        open_run(configure(run_name="one", resume=True, max_steps=1), silent)
+
+
+def test_checkpoints_that_are_elsewhere_are_not_taken_for_none(tmp_path, configure, begun):
+    begun(run_name="one")
+    config = configure(run_name="one", resume=True, checkpoint_path=tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"--checkpoint-path .*leave the flag out"):
+        open_run(config, silent)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"lr": 0.5}, {"seed": 2}, {"model_name": "other"}, {"reward_weights": "answer_check=2"}],
+)
+def test_flags_that_change_numbers_are_refused(configure, begun, flags):
+    begun(run_name="one")
+    ((name, value),) = flags.items()
+    flag = f"--{name.replace('_', '-')} {value}: the run to resume has"
+    with pytest.raises(UserError, match=flag):
+        open_run(configure(run_name="one", resume=True, **flags), silent)
+
+
+def test_flags_that_change_no_number_are_taken_in_silence(configure, begun):
+    begun(run_name="one")
+    flags = {"eval_interval": 3, "checkpoint_interval": 7, "wandb": False, "max_steps": 99}
+    said: list[str] = []
+    open_run(configure(run_name="one", resume=True, **flags), said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "notice"),
+    [
+        ({"micro_batch_size": 2}, "--micro-batch-size 2 instead of 64: from here on the numbers"),
+        ({"device": "cpu"}, "--device cpu instead of auto"),
+        ({"attn": "eager"}, "--attn eager instead of None"),
+        ({"gradient_checkpointing": True}, "--gradient-checkpointing True instead of False"),
+    ],
+)
+def test_flags_that_change_rounding_are_said(configure, begun, flags, notice):
+    begun(run_name="one")
+    said: list[str] = []
+    open_run(configure(run_name="one", resume=True, **flags), said.append)
+    assert len(said) == 2
+    assert said[1].startswith(notice)
+
+
+def test_another_number_of_threads_is_said(configure, begun):
+    begun(run_name="one")
+    threads = torch.get_num_threads()
+    said: list[str] = []
+    torch.set_num_threads(threads + 1)
+    try:
+        open_run(configure(run_name="one", resume=True), said.append)
+    finally:
+        torch.set_num_threads(threads)
+    assert said[1].startswith(f"{threads + 1} threads instead of {threads}: ")
+
+
+def test_a_schedule_that_now_leads_elsewhere_is_said(configure, begun):
+    begun(run_name="one", lr_schedule="cosine", max_steps=10)
+    said: list[str] = []
+    open_run(
+        configure(run_name="one", resume=True, lr_schedule="cosine", max_steps=20), said.append
+    )
+    assert said[1:] == [
+        "--max-steps 20 instead of 10: from here on the cosine schedule leads there"
+    ]
+
+
+def test_the_record_holds_every_flag_and_no_key(configure, model, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    config = configure(run_name="one")
+    run = open_run(config, silent)
+    start_run(run, config, model)
+    text = run.directory.config_file.read_text()
+    record = json.loads(text)
+    assert {field.name for field in dataclasses.fields(config)} <= set(record)
+    assert record["lr"] == 4e-4
+    assert record["num_threads"] == torch.get_num_threads()
+    assert "k" * 40 not in text
