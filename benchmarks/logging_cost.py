@@ -6,6 +6,7 @@ python -m benchmarks.logging_cost          (about seven minutes on two cores)
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -31,25 +32,43 @@ class CostConfig:
     """Threads of each run."""
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Of one run from start to end. Other work on the machine hardly changes its CPU time."""
+
+    wall_seconds: float
+    cpu_seconds: float
+
+
 def main(config: CostConfig) -> None:
     console = Console()
-    seconds: dict[str, list[float]] = {"with": [], "without": []}
+    costs: dict[str, list[Cost]] = {"with": [], "without": []}
     for number in range(config.pairs):
         # In turns, and each kind first in every other pair, so that drift hits both alike.
         kinds = [("with", ()), ("without", SILENT)]
         for kind, flags in kinds if number % 2 == 0 else reversed(kinds):
-            seconds[kind].append(run(flags, config.threads))
-            console.out(f"{kind} logging: {seconds[kind][-1]:.2f} s")
-    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
-    share = medians["with"] / medians["without"] - 1
-    console.out(f"medians {medians['with']:.2f} s and {medians['without']:.2f} s: {share:+.1%}")
+            cost = run(flags, config.threads)
+            costs[kind].append(cost)
+            console.out(
+                f"{kind:>8} logging: {cost.wall_seconds:6.2f} s, CPU {cost.cpu_seconds:6.2f} s"
+            )
+    for name in ("wall_seconds", "cpu_seconds"):
+        medians = {
+            kind: statistics.median(getattr(cost, name) for cost in kind_costs)
+            for kind, kind_costs in costs.items()
+        }
+        share = medians["with"] / medians["without"] - 1
+        console.out(
+            f"median {name}: {medians['with']:.2f} with, {medians['without']:.2f} without: "
+            f"{share:+.1%}"
+        )
 
 
-def run(flags: tuple[str, ...], threads: int) -> float:
-    """Wall clock of a whole default run, start and end included."""
+def run(flags: tuple[str, ...], threads: int) -> Cost:
+    """A whole default run, start and end and wandb's own process included."""
     with tempfile.TemporaryDirectory() as root:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "WANDB_MODE": "offline"}
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), cpu_seconds_of_children()
         subprocess.run(
             [sys.executable, "train.py", "--log-dir", root, *flags],
             cwd=REPOSITORY / "experiment_base",
@@ -57,7 +76,12 @@ def run(flags: tuple[str, ...], threads: int) -> float:
             stdout=subprocess.DEVNULL,
             check=True,
         )
-        return time.perf_counter() - start
+        return Cost(time.perf_counter() - start, cpu_seconds_of_children() - cpu_start)
+
+
+def cpu_seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import wandb
 from wandb.errors import UsageError
 from wandb.sdk.lib import wbauth
+from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from common.errors import UserError
 from common.logger.sinks import AXES, BATCH_AXIS, Row, axis_of
@@ -25,6 +26,9 @@ from common.logger.sinks import AXES, BATCH_AXIS, Row, axis_of
 # at the start and without end at the finish.
 INIT_TIMEOUT_SECONDS = 10
 FINISH_TIMEOUT_SECONDS = 12
+
+# What wandb raises when the process through which it writes is no longer there.
+_SERVICE_ENDED = (ConnectionError, HandleAbandonedError, MailboxClosedError)
 
 _SUPERSEDED = "superseded-"
 
@@ -83,7 +87,7 @@ class WandbSink:
             self._define(row)
             # Never with `step=`: rows of two axes would be dropped where one axis lags behind.
             self._run.log(dict(row))
-        except ConnectionError:
+        except _SERVICE_ENDED:
             self._give_up()
 
     def close(self, exit_code: int) -> None:
@@ -96,13 +100,13 @@ class WandbSink:
                 "W&B did not take all rows in time; to upload them: "
                 f"wandb sync --no-skip-online {self._folder}"
             )
-        except ConnectionError:
+        except _SERVICE_ENDED:
             self._give_up()
 
     def _give_up(self) -> None:
         """Go on without W&B: the process through which wandb writes has been killed."""
         self._has_ended = True
-        with suppress(ConnectionError):
+        with suppress(*_SERVICE_ENDED):
             wandb.teardown()
         self._say("W&B's own process has ended: no more rows go to W&B; metrics.jsonl has them all")
 
@@ -178,7 +182,7 @@ class WandbSink:
         except wandb.Error:
             # A run without rows, over which `wandb sync` would stumble.
             for folder in (self._directory / "wandb").glob(f"run-*-{run_id}"):
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
             raise
 
 

@@ -29,7 +29,7 @@ class Config(TrainConfig):
     default_wandb_project: ClassVar[str] = "default_project"
     max_steps: int = STEPS
     endless: bool = False
-    """Go on logging until killed."""
+    """Log slowly, until killed: few rows must not need many others to be written."""
     pause: bool = False
     """Wait half way for a line on stdin."""
 
@@ -53,7 +53,7 @@ def main(log_dir: str, flags: list[str]) -> None:
                 if config.pause:
                     sys.stdin.readline()
             if config.endless:
-                time.sleep(0.05)
+                time.sleep(0.5)
         logger.log_batch(step, {"final_reward": 1.5})
 
 

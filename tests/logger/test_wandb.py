@@ -418,6 +418,7 @@ def test_what_a_dead_server_did_not_take_can_be_synced_later(misfortunes):
     with FakeWandbServer() as server:
         subprocess.run(
             [sys.executable, "-m", "wandb", "sync", "--no-skip-online", str(folder)],
+            cwd=folder,
             env={**os.environ, **account(server)},
             capture_output=True,
             check=True,
@@ -432,6 +433,8 @@ def test_a_killed_run_keeps_every_row_older_than_two_seconds(tmp_path):
     run.reach_half_way()
     half_way = len(run.rows)
     time.sleep(2)
+    # wandb's own process, too, which would otherwise notice and write what it still holds.
+    kill_service_of(run.process.pid)
     run.process.kill()
     run.process.communicate()
     assert half_way >= 2 * STEPS
