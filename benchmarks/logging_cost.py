@@ -1,4 +1,4 @@
-"""What logging costs: paired default runs with W&B and TensorBoard, and without both.
+"""What logging costs: paired runs with W&B and TensorBoard, and without both.
 
 python -m benchmarks.logging_cost          (about seven minutes on two cores)
 """
@@ -28,6 +28,8 @@ class CostConfig:
 
     pairs: int = 5
     """Runs of each kind, in turns."""
+    steps: int = 25
+    """Rollout batches of each run; W&B takes its time at the start, whatever follows."""
     threads: int = 2
     """Threads of each run."""
 
@@ -47,7 +49,7 @@ def main(config: CostConfig) -> None:
         # In turns, and each kind first in every other pair, so that drift hits both alike.
         kinds = [("with", ()), ("without", SILENT)]
         for kind, flags in kinds if number % 2 == 0 else reversed(kinds):
-            cost = run(flags, config.threads)
+            cost = run((*flags, "--max-steps", str(config.steps)), config.threads)
             costs[kind].append(cost)
             console.out(
                 f"{kind:>8} logging: {cost.wall_seconds:6.2f} s, CPU {cost.cpu_seconds:6.2f} s"

@@ -135,10 +135,11 @@ def _by_length(experiences: Sequence[Experience]) -> list[int]:
 
 @torch.no_grad()
 def score_tokens(
-    policy: LogProbModel, experiences: Sequence[Experience], size: int, device: torch.device
+    policy: LogProbModel, experiences: Sequence[Experience], size: int
 ) -> list[tuple[Float[Tensor, " time"], Float[Tensor, " time"]]]:
     """Log-probs and entropies of each experience's tokens under a model, on the CPU."""
     rows: list[tuple[Tensor, Tensor]] = []
+    device = next(policy.parameters()).device
     for batch in micro_batches(experiences, size, device):
         log_probs, entropy = policy(batch.token_ids, batch.attention_mask, batch.sampled)
         rows.extend(zip(log_probs.cpu(), entropy.cpu(), strict=True))
@@ -154,17 +155,16 @@ def with_log_probs(
     policy: LogProbModel,
     reference: LogProbModel | None,
     size: int,
-    device: torch.device,
 ) -> list[Experience]:
     """The experiences with what the learner's policy and reference say of their tokens."""
-    scored = score_tokens(policy, experiences, size, device)
+    scored = score_tokens(policy, experiences, size)
     completed = [
         replace(experience, log_probs_old=log_probs, entropy=entropy)
         for experience, (log_probs, entropy) in zip(experiences, scored, strict=True)
     ]
     if reference is None:
         return completed
-    scored = score_tokens(reference, experiences, size, device)
+    scored = score_tokens(reference, experiences, size)
     return [
         replace(experience, log_probs_ref=log_probs)
         for experience, (log_probs, _) in zip(completed, scored, strict=True)

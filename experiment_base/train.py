@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 if importlib.util.find_spec("common") is None:
@@ -22,12 +21,9 @@ if importlib.util.find_spec("common") is None:
 
 from rich.console import Console
 
-from common.algo.advantages import group_advantages
-from common.algo.aggregation import sequence_mean
-from common.algo.clip import clipped_surrogate
+from common.algo.grpo import grpo
 from common.algo.kl import kl_divergence_k3
 from common.algo.objective import Objective
-from common.algo.ratio import token_log_ratio
 from common.logger.metrics import RunStatistics, StepSums, batch_metrics, epoch_metrics
 from common.logger.open import open_logger
 from common.logger.summary import before_and_after
@@ -43,7 +39,6 @@ from common.replay_buffer import (
     with_log_probs,
 )
 from common.rewards.answers import is_correct
-from common.rewards.reward import build_rewards, score, text_rewards
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Interrupted
 from common.rollout.rollout import with_advantages
@@ -55,6 +50,7 @@ from common.run.directory import open_run, start_run
 from common.run.interruption import Interruption
 from common.run.learner import load_models
 from common.run.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
+from common.run.rewards import load_rewards
 from common.run.seeding import seed_everything, stream
 from common.run.tasks import is_evaluation_step, load_task_split
 from common.run.training_state import TrainingState
@@ -66,17 +62,6 @@ class Config(TrainConfig):
 
     experiment: ClassVar[str] = "experiment_base"
     default_wandb_project: ClassVar[str] = "tiny_grpo"
-
-
-def grpo(config: Config) -> Objective:
-    """Advantages in standard deviations of the group, token ratios, clipping, sequence means."""
-    eps, eps_high = config.clip_eps, config.clip_eps_high or config.clip_eps
-    return Objective(
-        advantages=group_advantages,
-        log_ratio=token_log_ratio,
-        clip=partial(clipped_surrogate, clip_eps=eps, clip_eps_high=eps_high),
-        aggregate=sequence_mean,
-    )
 
 
 def accumulate_gradients(
@@ -107,10 +92,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
     objective = choose(config)
     device = resolve_device(config.device)
     train_tasks, held_out = load_task_split(config)
-    rewards = build_rewards(
-        text_rewards(config.reasoning_tag), config.reward, config.reward_weights
-    )
-    score(rewards, "", train_tasks[0])  # a user's own function fails before the model is loaded
+    rewards = load_rewards(config, train_tasks[0])
     tokenizer = load_tokenizer(config.model_name)
     chat = ChatFormat(tokenizer, config.system_prompt)
     check_lengths(config, chat, train_tasks + held_out)
@@ -145,10 +127,10 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
                     groups = collector.train(train_tasks, step)
                     groups = with_advantages(groups, objective.advantages)
                 with timer("log_probs"):
-                    size, masks = config.micro_batch_size, config.overlong == "mask"
-                    experiences = experiences_from(groups, mask_truncated=masks)
+                    size = config.micro_batch_size
+                    experiences = experiences_from(groups, mask_truncated=config.overlong == "mask")
                     buffer.clear()
-                    buffer.extend(with_log_probs(experiences, policy, reference, size, device))
+                    buffer.extend(with_log_probs(experiences, policy, reference, size))
 
                 # 2. Learn: clipped policy-gradient steps over the buffer.
                 steps: list[StepSums] = []
@@ -165,14 +147,12 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
                             steps.append(sums)
                             logger.log_training_step(state.global_step, sums.metrics())
                             if not statistics.count_step(norm):
-                                task_ids = [experience.task_id for experience in batch]
-                                logger.log_invalid_step(state.global_step, task_ids)
+                                logger.log_invalid_step(state.global_step, batch)
                         logger.log_batch(step + 1, epoch_metrics(steps[passed:]))
 
                 # 3. Report and save.
-                logger.log_batch(
-                    step + 1, batch_metrics(statistics, groups, list(buffer), steps, timer)
-                )
+                metrics = batch_metrics(statistics, groups, list(buffer), steps, timer)
+                logger.log_batch(step + 1, metrics)
                 if config.logs_completions(step + 1):
                     logger.log_samples(step + 1, groups[:4], "train")
                     logger.log_example(step + 1, groups[0])
@@ -188,10 +168,9 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
         if not finished:
             logger.say(f"stopped after step {step} (--resume continues): {run.directory.path}")
             sys.exit(interruption.exit_code)
-        logger.log_batch(
-            step, {**statistics.final(state.global_step), "checkpoint/final_saved": 1.0}
-        )
-        logger.say(before_and_after(run.directory))
+        final = {**statistics.final(state.global_step), "checkpoint/final_saved": 1.0}
+        logger.log_batch(step, final)
+        logger.say(before_and_after(run))
 
 
 if __name__ == "__main__":

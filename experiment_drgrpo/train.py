@@ -40,7 +40,6 @@ from common.replay_buffer import (
     with_log_probs,
 )
 from common.rewards.answers import is_correct
-from common.rewards.reward import build_rewards, score, text_rewards
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Interrupted
 from common.rollout.rollout import with_advantages
@@ -52,6 +51,7 @@ from common.run.directory import open_run, start_run
 from common.run.interruption import Interruption
 from common.run.learner import load_models
 from common.run.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
+from common.run.rewards import load_rewards
 from common.run.seeding import seed_everything, stream
 from common.run.tasks import is_evaluation_step, load_task_split
 from common.run.training_state import TrainingState
@@ -98,10 +98,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
     objective = choose(config)
     device = resolve_device(config.device)
     train_tasks, held_out = load_task_split(config)
-    rewards = build_rewards(
-        text_rewards(config.reasoning_tag), config.reward, config.reward_weights
-    )
-    score(rewards, "", train_tasks[0])  # a user's own function fails before the model is loaded
+    rewards = load_rewards(config, train_tasks[0])
     tokenizer = load_tokenizer(config.model_name)
     chat = ChatFormat(tokenizer, config.system_prompt)
     check_lengths(config, chat, train_tasks + held_out)
@@ -138,10 +135,10 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
                     groups = collector.train(train_tasks, step)
                     groups = with_advantages(groups, objective.advantages)
                 with timer("log_probs"):
-                    size, masks = config.micro_batch_size, config.overlong == "mask"
-                    experiences = experiences_from(groups, mask_truncated=masks)
+                    size = config.micro_batch_size
+                    experiences = experiences_from(groups, mask_truncated=config.overlong == "mask")
                     buffer.clear()
-                    buffer.extend(with_log_probs(experiences, policy, reference, size, device))
+                    buffer.extend(with_log_probs(experiences, policy, reference, size))
 
                 # 2. Learn: clipped policy-gradient steps over the buffer.
                 steps: list[StepSums] = []
@@ -158,15 +155,13 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
                             steps.append(sums)
                             logger.log_training_step(state.global_step, sums.metrics())
                             if not statistics.count_step(norm):
-                                task_ids = [experience.task_id for experience in batch]
-                                logger.log_invalid_step(state.global_step, task_ids)
+                                logger.log_invalid_step(state.global_step, batch)
                         logger.log_batch(step + 1, epoch_metrics(steps[passed:]))
 
                 # 3. Report and save.
                 logger.log_batch(step + 1, advantage_moments(groups))
-                logger.log_batch(
-                    step + 1, batch_metrics(statistics, groups, list(buffer), steps, timer)
-                )
+                metrics = batch_metrics(statistics, groups, list(buffer), steps, timer)
+                logger.log_batch(step + 1, metrics)
                 if config.logs_completions(step + 1):
                     logger.log_samples(step + 1, groups[:4], "train")
                     logger.log_example(step + 1, groups[0])
@@ -182,10 +177,9 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
         if not finished:
             logger.say(f"stopped after step {step} (--resume continues): {run.directory.path}")
             sys.exit(interruption.exit_code)
-        logger.log_batch(
-            step, {**statistics.final(state.global_step), "checkpoint/final_saved": 1.0}
-        )
-        logger.say(before_and_after(run.directory))
+        final = {**statistics.final(state.global_step), "checkpoint/final_saved": 1.0}
+        logger.log_batch(step, final)
+        logger.say(before_and_after(run))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_experiences_carry_the_advantage_and_the_mask_of_their_rollout():
 def test_log_probs_return_to_the_experience_they_belong_to(size):
     policy = TokenLogProbs(random_model(torch.float64), 1.0)
     items = random_experiences(8)
-    scored = with_log_probs(items, policy, policy, size, CPU)
+    scored = with_log_probs(items, policy, policy, size)
     for item, result in zip(items, scored, strict=True):
         mask = torch.ones(1, len(item), dtype=torch.bool)
         log_probs, entropy = policy(item.token_ids[None], mask, item.sampled[None])

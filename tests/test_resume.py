@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from tests.helpers import REPOSITORY, numbers_of, read_rows, run_training
@@ -107,10 +108,20 @@ def assert_same_run(resumed, straight, checkpoints=None):
     assert numbers_of(read_rows(resumed / "metrics.jsonl")) == expected
     assert any(row.get("training_step/grad_norm", 0) > 0 for row in expected)
     assert read_rows(resumed / "samples.jsonl") == read_rows(straight / "samples.jsonl")
+    assert plotted(resumed) == plotted(straight)
     expected = straight / "checkpoints" / f"step_{STEPS:06d}"
     (weights,) = expected.glob("*model.safetensors")
     saved = (checkpoints or resumed / "checkpoints") / expected.name / weights.name
     assert saved.read_bytes() == weights.read_bytes()
+
+
+def plotted(directory):
+    """Steps and values of every curve in TensorBoard."""
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    names = events.Tags()["scalars"]
+    assert "training_step/loss" in names
+    curves = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
+    return numbers_of([curves])
 
 
 def kill_and_resume(root, name, chance):

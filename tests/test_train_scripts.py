@@ -8,7 +8,11 @@ import pytest
 from tests.helpers import REPOSITORY
 
 SCRIPTS = sorted(REPOSITORY.glob("experiment_*/train.py"))
-PARENTS = {"experiment_drgrpo": "experiment_base"}
+PARENTS = {
+    "experiment_drgrpo": "experiment_base",
+    "experiment_accelerate": "experiment_base",
+    "experiment_accelerate_ddp": "experiment_accelerate",
+}
 
 
 def main_lines(experiment: str) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from common.rollout.generate import Completion
 from common.run.command_line import run_script
 from tests.helpers import REPOSITORY, read_rows, run_training
 
@@ -55,7 +56,7 @@ def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:
     assert "Traceback" not in complaint
     for part in expected:
         assert part in complaint
-    assert not log_dir.exists() or not list(log_dir.rglob("*.jsonl"))
+    assert not log_dir.exists()
 
 
 @pytest.mark.parametrize(
@@ -64,12 +65,13 @@ def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:
         (["--group-siz", "4"], ["--group-siz", "did you mean --group-size?"]),
         (["--no-top-p"], ["--no-top-p", "unknown flag"]),
         (["--group-size", "1"], ["--group-size 1", "at least 2"]),
-        (["--group-size", "many"], ["--group-size", "many"]),
-        (["--group-size"], ["--group-size"]),
+        (["--group-size", "many"], ["--group-size many: must be a whole number"]),
+        (["--group-size"], ["--group-size: needs a value"]),
+        (["--lr", "much"], ["--lr much: must be a number"]),
         (["--lr", "-1"], ["--lr -1", "above 0"]),
         (["--lr", "nan"], ["--lr nan", "above 0"]),
         (["--learning-rate", "0"], ["--lr 0", "above 0"]),
-        (["--lr-schedule", "wild"], ["wild", "constant", "cosine"]),
+        (["--lr-schedule", "wild"], ["--lr-schedule wild: must be one of 'constant', "]),
         (["--temperature", "0"], ["--temperature 0", "above 0"]),
         (["--top-p", "1.5"], ["--top-p 1.5", "at most 1"]),
         (["--train-batch-size", "0"], ["--train-batch-size 0", "at least 1"]),
@@ -88,7 +90,8 @@ def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:
         (["--rollouts-per-step", "999999"], ["--rollouts-per-step 999999", "training tasks"]),
         (["--resume"], ["--resume", "no run experiment_base", "without --resume"]),
         (["--resume", "--run-name", "ghost"], ["--resume", "no run ghost"]),
-        (["stray"], ["stray"]),
+        (["stray"], ["stray: belongs to no flag"]),
+        (["--dry-run", "--rollouts-per-step", "0"], ["--rollouts-per-step 0", "at least 1"]),
     ],
 )
 def test_flags(script, tmp_path, arguments, expected):
@@ -180,6 +183,30 @@ def test_runs_that_are_there_already(script, finished, arguments, expected):
 
 
 @pytest.mark.slow
+def test_a_run_that_another_process_is_writing(script, finished):
+    """One that is stopped without saving leaves no lock behind: the system takes it away."""
+    lock = finished / "experiment_base" / "taken" / ".lock"
+    hold = f"import fcntl; f = open({str(lock)!r}, 'w'); fcntl.lockf(f, 2); print(1); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-u", "-c", hold],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.read(1) == b"1"
+    resume = [*SMALL, "--log-dir", str(finished), "--run-name", "taken", "--resume"]
+    before = files_of(finished)
+    code, complaint = complain(script, resume)
+    assert code == 2
+    assert "another process is writing this run" in complaint
+    assert files_of(finished) == before
+    holder.kill()
+    holder.wait()
+    assert complain(script, resume) == (0, "")
+
+
+@pytest.mark.slow
 def test_as_a_process_it_prints_one_line_and_exits_with_2(tmp_path):
     result = run_training("--group-siz", "4", log_dir=tmp_path / "runs")
     assert result.returncode == 2
@@ -247,9 +274,36 @@ def test_a_step_without_any_signal_is_a_normal_step(tmp_path):
     assert step["training_step/loss"] == 0
 
 
+class SilentGenerator:
+    """Ends every completion at once."""
+
+    def __init__(self, model, stop_ids, *arguments, **options):
+        self.stop_id = min(stop_ids)
+
+    def generate(self, requests, sampling):
+        return [Completion([self.stop_id], [-1.0], "stop") for _ in requests]
+
+
+@pytest.mark.slow
+def test_a_step_of_empty_completions_is_a_normal_step(script, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.run.collect.LocalGenerator", SilentGenerator)
+    flags = ("--run-name", "empty", "--max-steps", "2", "--log-dir", str(tmp_path))
+    assert complain(script, [*SMALL, *flags]) == (0, "")
+    directory = tmp_path / "experiment_base" / "empty"
+    rows = read_rows(directory / "metrics.jsonl")
+    assert not any(value is None for row in rows for value in row.values())
+    batches = [row for row in rows if "rollouts/returns_mean" in row]
+    assert [row["rollouts/completion_tokens_max"] for row in batches] == [1.0, 1.0]
+    assert [row["rollouts/zero_variance_fraction"] for row in batches] == [1.0, 1.0]
+    assert [row["training/invalid_loss_count"] for row in batches] == [0.0, 0.0]
+    assert rows[-1]["final/total_batches"] == 2
+    assert {row["completion"] for row in read_rows(directory / "samples.jsonl")} == {""}
+
+
 @pytest.mark.slow
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
-    result = run_training("--dry-run", log_dir=tmp_path, environment={"HOME": str(tmp_path)})
+    flags = ("--dry-run", "--micro-batch-size", "16")
+    result = run_training(*flags, log_dir=tmp_path, environment={"HOME": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     assert "32 tasks x 8 completions, at most 16,384 sampled tokens" in result.stdout
     assert "2 optimizer steps" in result.stdout
@@ -257,6 +311,21 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
     assert "W&B: offline (no key)" in result.stdout
     assert not list(tmp_path.rglob("metrics.jsonl"))
     assert not (tmp_path / "experiment_base").exists()
+
+
+def test_a_cut_distribution_is_warned_of(script, tmp_path):
+    code, complaint = complain(script, ["--top-p", "0.9", "--model-name", str(tmp_path / "no")])
+    assert code == 2
+    warning, error = complaint.splitlines()
+    assert warning.startswith("warning: --top-p 0.9: ")
+    assert error.startswith("error: ")
+
+
+def test_a_dry_run_refuses_what_the_run_would(script, tmp_path):
+    (tmp_path / "file").touch()
+    code, complaint = complain(script, ["--dry-run", "--log-dir", str(tmp_path / "file")])
+    assert (code, complaint.count("\n")) == (2, 1)
+    assert "--log-dir" in complaint
 
 
 @pytest.mark.slow

@@ -10,6 +10,16 @@ from torch import Tensor
 MAX_LOG_RATIO = 40.0
 
 
+def bounded(log_ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Within +-`MAX_LOG_RATIO`, beyond which there is no gradient.
+
+    Unlike `torch.clamp`, whose gradient for NaN is 0, it hands NaN on to the gradient: what is
+    broken has to be seen in its norm.
+    """
+    too_large = log_ratio.abs() > MAX_LOG_RATIO
+    return torch.where(too_large, MAX_LOG_RATIO * log_ratio.detach().sign(), log_ratio)
+
+
 def kl_divergence_k3(
     log_probs: Float[Tensor, "batch time"],
     log_probs_ref: Float[Tensor, "batch time"],
@@ -23,6 +33,5 @@ def kl_divergence_k3(
 
     J. Schulman, "Approximating KL Divergence" (2020), estimator k3.
     """
-    difference = torch.where(mask, log_probs_ref - log_probs, 0.0)
-    difference = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    difference = bounded(torch.where(mask, log_probs_ref - log_probs, 0.0))
     return torch.expm1(difference) - difference

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from common.algo.kl import MAX_LOG_RATIO
+from common.algo.kl import bounded
 from common.algo.masking import masked_mean
 
 
@@ -20,8 +20,7 @@ def token_log_ratio(
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time"]:
     """Every token has the ratio of its own probabilities. PPO, arXiv 1707.06347."""
-    log_ratio = torch.where(mask, log_probs - log_probs_old, 0.0)
-    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return bounded(torch.where(mask, log_probs - log_probs_old, 0.0))
 
 
 def sequence_log_ratio(
@@ -34,4 +33,4 @@ def sequence_log_ratio(
     Goes with `sequence_mean`. GSPO, arXiv 2507.18071, equation 7.
     """
     mean = masked_mean(log_probs - log_probs_old, mask)
-    return torch.where(mask, mean.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)[:, None], 0.0)
+    return torch.where(mask, bounded(mean)[:, None], 0.0)

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Sink
+from common.replay_buffer import Experience
 from common.rollout.trajectory import Group
 
 
@@ -67,9 +68,10 @@ class Logger:
         text = f"{group.task.question}\n\n{group.rollouts[0].completion}"
         self.log_text("examples/completion", text, batch_step)
 
-    def log_invalid_step(self, global_step: int, task_ids: Sequence[int]) -> None:
+    def log_invalid_step(self, global_step: int, batch: Sequence[Experience]) -> None:
         """Record the tasks of an optimizer batch whose gradient was not finite."""
-        self._append_samples([{"invalid_step": global_step, "task_ids": sorted(set(task_ids))}])
+        task_ids = sorted({experience.task_id for experience in batch})
+        self._append_samples([{"invalid_step": global_step, "task_ids": task_ids}])
 
     def _append_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if self._sinks:

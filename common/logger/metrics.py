@@ -277,6 +277,34 @@ class StepSums:
             total = self._components.get(name, torch.zeros_like(value))
             self._components[name] = total + value
 
+    @classmethod
+    def merged(cls, parts: Sequence[StepSums]) -> StepSums:
+        """The sums of an optimizer step whose batch was split, each part into its own."""
+        merged = cls()
+        for part in parts:
+            merged._loss = merged._loss + part._loss
+            merged._scored = merged._scored + part._scored
+            merged._ratio_max = torch.maximum(
+                merged._ratio_max.to(part._ratio_max), part._ratio_max
+            )
+            merged.add_components(**part._components)
+            for name, total in part._token_sums.items():
+                before = merged._token_sums.get(name, torch.zeros_like(total))
+                merged._token_sums[name] = before + total
+            merged.tokens += part.tokens
+            merged.positions += part.positions
+        return merged
+
+    def cpu(self) -> StepSums:
+        """The same with its tensors on the CPU, where another process can read them."""
+        copied = StepSums.merged([self])
+        copied._loss = float(self._loss)
+        copied._scored = float(self._scored)
+        copied._ratio_max = self._ratio_max.cpu()
+        copied._components = {name: total.cpu() for name, total in self._components.items()}
+        copied._token_sums = {name: total.cpu() for name, total in self._token_sums.items()}
+        return copied
+
     def finish(self, grad_norm: float, learning_rate: float) -> None:
         """Record what the optimizer did with the sum."""
         self._outcome = {"grad_norm": grad_norm, "learning_rate": learning_rate}

@@ -23,9 +23,12 @@ def open_logger(
     """Console and JSONL always, TensorBoard and W&B unless they are off.
 
     What a resumed run has logged so far is read from its JSONL and logged anew to TensorBoard and
-    W&B, which cannot take back the rows after the checkpoint.
+    W&B, which cannot take back the rows after the checkpoint. A process that does not write the run
+    gets a silent logger.
     """
     directory = run.directory
+    if not run.writes:
+        return Logger([], console, directory.samples_file)
     rebuilt: list[Sink] = []
     if config.tensorboard:
         from common.logger.tensorboard_sink import TensorBoardSink, remove_event_files

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from common.run.directory import RunDirectory
+from common.run.directory import Run
 from common.run.files import read_rows
 
 
-def before_and_after(directory: RunDirectory) -> str:
-    """Held-out accuracy of the first and the last evaluation, and completions from both."""
+def before_and_after(run: Run) -> str:
+    """Held-out accuracy of the first and the last evaluation, and completions from both.
+
+    Empty in a process that does not write the run, and cannot know whether the rows are there yet.
+    """
+    if not run.writes:
+        return ""
+    directory = run.directory
     evaluations = [row for row in read_rows(directory.metrics_file) if "eval/accuracy" in row]
     if not evaluations:
         return f"run: {directory.path}"

@@ -79,9 +79,6 @@ class Checkpoints:
         for old in newest_first(self._directory)[self._keep :] if self._keep else []:
             shutil.rmtree(old.rename(beside(old)))
 
-    def has(self, step: int) -> bool:
-        return self._path(step).is_dir()
-
     def any(self) -> bool:
         """Whether there is a checkpoint, whole or not."""
         return bool(newest_first(self._directory))
@@ -98,8 +95,7 @@ class Checkpoints:
                 say(f"checkpoint {path} is damaged ({damage}): moved to {aside.name}")
                 continue
             self._point_latest_to(path)
-            state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-            return Checkpoint(path, state)
+            return read_checkpoint(path)
         return None
 
     def _path(self, step: int) -> Path:
@@ -107,6 +103,10 @@ class Checkpoints:
 
     def _point_latest_to(self, path: Path) -> None:
         replace_text(self._directory / LATEST, path.name + "\n")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    return Checkpoint(path, torch.load(path / STATE, map_location="cpu", weights_only=True))
 
 
 def newest_first(directory: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import transformers
 
@@ -17,6 +18,7 @@ from common.rollout.rollout import Correctness, rollout
 from common.rollout.sampling import EVALUATION_STEP, Sampling
 from common.rollout.trajectory import Group
 from common.run.config import TrainConfig
+from common.run.ranks import ALONE, Ranks
 from common.run.tasks import tasks_of_step
 from common.tasks.task import Task
 
@@ -32,8 +34,11 @@ class Collector:
         rewards: Sequence[Reward],
         is_correct: Correctness,
         interrupted: Callable[[], bool],
+        ranks: Ranks = ALONE,
     ) -> None:
         """Once `interrupted` says so, sampling stops by raising `Interrupted`.
+
+        Tasks are split among the `ranks`, and every rank gets the groups of all.
 
         Raises `UserError` if the model has fewer positions than `--max-length`.
         """
@@ -42,6 +47,7 @@ class Collector:
         self._chat = chat
         self._rewards = rewards
         self._is_correct = is_correct
+        self._ranks = ranks
         self.generator: Generator = LocalGenerator(
             model,
             stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids,
@@ -95,8 +101,8 @@ class Collector:
 
     def _rollout(self, tasks: Sequence[Task], step: int, group_size: int) -> list[Group]:
         config = self._config
-        return rollout(
-            tasks,
+        work = partial(
+            rollout,
             step=step,
             group_size=group_size,
             seed=config.seed,
@@ -106,6 +112,7 @@ class Collector:
             rewards=self._rewards,
             is_correct=self._is_correct,
         )
+        return self._ranks.split(tasks, work)
 
 
 def check_lengths(config: TrainConfig, chat: ChatFormat, tasks: Iterable[Task]) -> None:

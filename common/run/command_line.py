@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,6 +17,10 @@ from common.run.config import ConfigType, parse_config
 from common.run.directory import REPOSITORY, find_run, read_config
 from common.run.dry_run import dry_run
 
+_TOP_P_WARNING = (
+    "warning: --top-p {}: completions are sampled from a cut distribution, but the log-probs that "
+    "are learned from are those of the whole one\n"
+)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -28,7 +33,11 @@ def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType
     here = Path(".env")
     load_dotenv(here if here.is_file() else REPOSITORY / ".env")
     try:
+        if not config_class.many_processes:
+            _refuse_many_processes()
         config = parse_flags(config_class, sys.argv[1:])
+        if config.top_p < 1:
+            sys.stderr.write(_TOP_P_WARNING.format(config.top_p))
         if config.dry_run:
             dry_run(main, config)
         else:
@@ -63,6 +72,17 @@ def _from_json(value: Any, name: str) -> Any:
     return Path(value) if value is not None and name.endswith("_path") else value
 
 
+def _refuse_many_processes() -> None:
+    """Raise `UserError` in each of several processes that would all do the same."""
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise UserError(
+            f"WORLD_SIZE is {count}, but this experiment runs as one process; for several use "
+            f"experiment_accelerate_ddp: accelerate launch --multi_gpu --num_processes {count} "
+            "train.py"
+        )
+
+
 def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"error: {message}\n")
+    rank = os.environ.get("RANK")
+    sys.stderr.write(f"error: {message}\n" if rank is None else f"error: rank {rank}: {message}\n")
     sys.exit(code)

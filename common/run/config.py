@@ -207,6 +207,8 @@ class TrainConfig(
     """Name of the experiment's directory, here and under the root of all runs."""
     default_wandb_project: ClassVar[str]
     """Project where neither --wandb-project nor WANDB_PROJECT names one."""
+    many_processes: ClassVar[bool] = False
+    """Whether the experiment splits its work when it is launched as several processes."""
 
     def __post_init__(self) -> None:
         check = _Checker(self)
@@ -324,6 +326,18 @@ def resolve_defaults(config: ConfigType, *, bundled: bool) -> ConfigType:
     return dataclasses.replace(config, **missing)
 
 
+# What tyro says, and the same as one line. A flag with an alias is called --alias/--flag.
+_COMPLAINTS_OF_TYRO = {
+    r"Missing value for argument '(?:\S+/)?(\S+)'": r"\1: needs a value; see --help",
+    r"invalid choice '(.*)' for argument '(?:\S+/)?(\S+)'. Expected one of \((.*)\)": (
+        r"\2 \1: must be one of \3"
+    ),
+    r"Error parsing (?:\S+/)?(\S+): .*int\(\).*: '(.*)'": r"\1 \2: must be a whole number",
+    r"Error parsing (?:\S+/)?(\S+): .*to float: '(.*)'": r"\1 \2: must be a number",
+    r"Unrecognized options: (.*)": r"\1: belongs to no flag; see --help",
+}
+
+
 def parse_config(
     config_class: type[ConfigType],
     arguments: Sequence[str],
@@ -411,10 +425,10 @@ def _reject_unknown_flags(arguments: Sequence[str], groups: dict[str, type]) -> 
 
 
 def _one_line(complaint: str) -> str:
-    """tyro's framed message without its frame."""
-    text = " ".join(re.sub(r"[─│╭╮╰╯┌┐└┘━]", " ", complaint).split())
+    """tyro's framed message as one line: the flag, its value, and what is accepted."""
+    text = " ".join(re.sub(r"[─│╭╮╰╯┌┐└┘━]|-{5,}", " ", complaint).split())
     message = re.split(r" (?:Argument helptext|For full helptext)", text)[0]
-    return (
-        re.sub(r"^[A-Z][a-z ]+ (?=Error|Unrecognized|invalid|Missing)", "", message)
-        + "; see --help"
-    )
+    for pattern, line in _COMPLAINTS_OF_TYRO.items():
+        if match := re.search(pattern, message):
+            return match.expand(line)
+    return f"{message}; see --help"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -94,6 +96,8 @@ class Run:
     checkpoints: Checkpoints
     checkpoint: Checkpoint | None
     resumed: bool
+    writes: bool = True
+    """Whether this process writes the run's files: the first rank alone does."""
 
     @property
     def step(self) -> int:
@@ -110,7 +114,7 @@ class Run:
         return self.checkpoint.path if self.checkpoint else None
 
 
-def open_run(config: TrainConfig, say: Callable[[str], None]) -> Run:
+def open_run(config: TrainConfig, say: Callable[[str], None], num_processes: int = 1) -> Run:
     """A place for a new run, or the run to resume; nothing is written before `start_run`.
 
     Raises `UserError` for a name that is taken, a directory that cannot be written, and a run that
@@ -124,6 +128,7 @@ def open_run(config: TrainConfig, say: Callable[[str], None]) -> Run:
         return Run(directory, checkpoints, None, False)
     saved = read_config(directory)
     refuse_other_numbers(config, saved)
+    _lock(directory)
     checkpoint = checkpoints.newest_whole(say)
     if checkpoint is None:
         _refuse_lost_checkpoints(config, saved, directory)
@@ -135,7 +140,7 @@ def open_run(config: TrainConfig, say: Callable[[str], None]) -> Run:
             "give at least as many"
         )
     say(f"resuming {directory.path} after step {checkpoint.step}")
-    for difference in _notable_differences(config, saved, checkpoint):
+    for difference in _notable_differences(config, saved, checkpoint, num_processes):
         say(difference)
     return Run(directory, checkpoints, checkpoint, True)
 
@@ -172,7 +177,7 @@ def refuse_other_numbers(config: TrainConfig, saved: Mapping[str, Any]) -> None:
 
 
 def _notable_differences(
-    config: TrainConfig, saved: Mapping[str, Any], checkpoint: Checkpoint
+    config: TrainConfig, saved: Mapping[str, Any], checkpoint: Checkpoint, num_processes: int
 ) -> Iterator[str]:
     rounding = "from here on the numbers differ by rounding"
     for name in ROUNDING_FLAGS:
@@ -181,11 +186,33 @@ def _notable_differences(
     threads, before = torch.get_num_threads(), checkpoint.state["num_threads"]
     if threads != before:
         yield f"{threads} threads instead of {before}: {rounding}"
+    processes = len(checkpoint.state["random"])
+    if num_processes != processes:
+        yield (
+            f"{num_processes} processes instead of {processes}: "
+            "from here on the run is not the same number for number"
+        )
     if config.max_steps != saved["max_steps"] and config.lr_schedule != "constant":
         yield (
             f"{_flag('max_steps', config.max_steps)} instead of {saved['max_steps']}: "
             f"from here on the {config.lr_schedule} schedule leads there"
         )
+
+
+def _lock(directory: RunDirectory) -> None:
+    """Keep a run to this process until it ends, however it ends.
+
+    Raises `UserError` if another process has it. A file system without locks is taken on trust.
+    """
+    descriptor = os.open(directory.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(
+                f"{directory.path}: another process is writing this run; wait until it ends, "
+                "or stop it"
+            ) from None
 
 
 def _refuse_lost_checkpoints(
@@ -249,11 +276,15 @@ def _root(config: TrainConfig) -> Path:
     return (config.log_dir or REPOSITORY / "runs").resolve()
 
 
-def start_run(run: Run, config: TrainConfig, model: torch.nn.Module) -> dict[str, Any]:
+def start_run(
+    run: Run, config: TrainConfig, model: torch.nn.Module, num_processes: int = 1
+) -> dict[str, Any]:
     """Make the directory, or cut the rows after the checkpoint; returns what sinks record.
 
     Everything that a user's mistake can stop comes before, so that a mistake leaves nothing behind.
     """
+    if not run.writes:
+        return {}
     directory = run.directory
     commit, difference = _source_state()
     record = {
@@ -264,10 +295,12 @@ def start_run(run: Run, config: TrainConfig, model: torch.nn.Module) -> dict[str
         "git_commit": commit,
         "device_name": _device_name(next(model.parameters()).device),
         "num_threads": torch.get_num_threads(),
+        "num_processes": num_processes,
         "versions": {name: version(name) for name in _LIBRARIES}
         | {"python": platform.python_version()},
     }
     directory.path.mkdir(parents=True, exist_ok=run.resumed)
+    _lock(directory)
     replace_text(directory.config_file, json.dumps(record, indent=2) + "\n")
     directory.checkpoints.mkdir(parents=True, exist_ok=True)
     if run.resumed:

@@ -13,16 +13,23 @@ from types import FrameType, TracebackType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+def was_launched() -> bool:
+    """Whether `accelerate launch` started this process."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
 class Interruption:
     """Notes the first SIGINT or SIGTERM; a second one ends the process then and there.
 
     Python runs a signal's handler between two steps of its main thread, which may be many seconds
     apart when a tensor operation is large. So a thread of its own waits for signals, and need not
-    wait for the main thread. With `max_minutes`, the time that has passed is a request as well.
+    wait for the main thread. With `max_minutes`, the time that has passed is a request as well, and
+    under `accelerate launch` so is the end of the launcher, which leaves its child running.
     """
 
     def __init__(self, say: Callable[[str], None], max_minutes: float | None = None) -> None:
         self._say = say
+        self._parent = os.getppid() if was_launched() else None
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._signal: int | None = None
         self._previous = {}
@@ -33,7 +40,9 @@ class Interruption:
         return out_of_time or self.signalled()
 
     def signalled(self) -> bool:
-        """Whether a signal came, for which even decoding is cut short."""
+        """Whether a signal came, for which even decoding is cut short, or the launcher is gone."""
+        if self._parent not in (None, os.getppid()):
+            self._signal = signal.SIGTERM
         return self._signal is not None
 
     @property

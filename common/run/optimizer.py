@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -37,13 +39,19 @@ def make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.O
     )
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float) -> float:
+def optimizer_step(
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    max_grad_norm: float,
+    clip: Callable[..., Any] = torch.nn.utils.clip_grad_norm_,
+) -> float:
     """Clip, step and clear the gradients; returns the norm before clipping.
 
-    Gradients that are not finite are dropped and change nothing; the norm tells.
+    Gradients that are not finite are dropped and change nothing; the norm tells. `clip` is torch's
+    function or Accelerate's.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf).item()
+    norm = float(clip(parameters, max_grad_norm or math.inf))
     if math.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.logger.metrics import RunStatistics
 from common.run.checkpoint import random_state, restore_random_state
 from common.run.directory import Run
+from common.run.ranks import ALONE, Ranks
 
 # A single bad batch is skipped; this many optimizer steps in a row without a finite gradient mean
 # that the run has diverged.
@@ -27,16 +28,20 @@ class TrainingState:
     tokenizer: transformers.PreTrainedTokenizerBase
     optimizer: torch.optim.Optimizer
     statistics: RunStatistics
+    ranks: Ranks = ALONE
     global_step: int = 0
     """Optimizer steps done."""
     _begun: tuple[int, dict[str, int], dict[str, Any]] = field(init=False)
+    _saved_step: int | None = None
 
     def __post_init__(self) -> None:
         if state := self.run.state:
             self.optimizer.load_state_dict(state["optimizer"])
             self.statistics.load_state_dict(state["statistics"])
             self.global_step = state["global_step"]
-            restore_random_state(state["random"])
+            random = state["random"]
+            restore_random_state(random[self.ranks.index % len(random)])
+            self._saved_step = self.run.step
         self.begin(self.run.step)
 
     def begin(self, step: int) -> None:
@@ -48,20 +53,27 @@ class TrainingState:
         self._begun = (step, self.run.directory.lengths(), random_state())
 
     def save(self) -> None:
-        """Write the checkpoint of the step begun last, unless there is one."""
+        """Write the checkpoint of the step begun last, unless there is one.
+
+        All ranks call this; they go on when the first has written it.
+        """
         step, lengths, random = self._begun
-        if self.run.checkpoints.has(step):
+        if self._saved_step == step:
             return
-        self.run.directory.sync()
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "statistics": self.statistics.state_dict(),
-            "global_step": self.global_step,
-            "random": random,
-            "num_threads": torch.get_num_threads(),
-            "lengths": lengths,
-        }
-        self.run.checkpoints.save(step, self.model, self.tokenizer, state)
+        randoms = self.ranks.merge(random)
+        if self.run.writes:
+            self.run.directory.sync()
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "statistics": self.statistics.state_dict(),
+                "global_step": self.global_step,
+                "random": randoms,
+                "num_threads": torch.get_num_threads(),
+                "lengths": lengths,
+            }
+            self.run.checkpoints.save(step, self.model, self.tokenizer, state)
+        self._saved_step = step
+        self.ranks.merge(step)
 
     def stop_if_diverged(self, step: int) -> None:
         """Save and raise `UserError` after too many optimizer steps without a finite gradient."""

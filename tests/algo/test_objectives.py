@@ -177,3 +177,19 @@ def test_masked_sum_and_mean_by_hand():
     mask = torch.tensor([[True, False, True], [True, True, False], [False, False, False]])
     assert masked_sum(values, mask).tolist() == [5.0, 8.0, 0.0]
     assert masked_mean(values, mask).tolist() == [2.5, 4.0, 0.0]
+
+
+@pytest.mark.parametrize("objective", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("broken", ["log_probs", "log_probs_old"])
+def test_what_is_nan_where_it_counts_is_nan_in_the_gradient(objective, broken):
+    """Steps are skipped by the norm of their gradient, which must not hide what is broken."""
+    values = {"log_probs": torch.full((2, 3), -1.0), "log_probs_old": torch.full((2, 3), -1.1)}
+    values[broken][1, 1] = math.nan
+    log_probs = values["log_probs"].requires_grad_()
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    per_token, _, _ = objective.per_token(
+        log_probs, values["log_probs_old"], torch.tensor([1.0, -1.0]), mask
+    )
+    objective.aggregate(per_token, mask, BatchTotals(2, 6)).backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad[1, 1].isnan()

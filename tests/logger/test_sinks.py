@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.logger.logger import Logger
 from common.logger.sinks import ConsoleSink, JsonlSink
 from common.logger.tensorboard_sink import TensorBoardSink
-from tests.helpers import read_rows
+from tests.helpers import random_experiences, read_rows
 
 
 def refuse(name: str) -> None:
@@ -124,7 +124,7 @@ def test_a_logger_without_sinks_writes_nothing(tmp_path, console):
     with Logger([], console, tmp_path / "samples.jsonl") as logger:
         logger.log_batch(1, {"eval/x": math.nan})
         logger.log_text("examples/completion", "text", 1)
-        logger.log_invalid_step(1, [2])
+        logger.log_invalid_step(1, random_experiences(1))
         logger.say("hello")
     assert list(tmp_path.iterdir()) == []
     assert console.file.getvalue() == ""

@@ -87,7 +87,7 @@ def test_the_samplers_log_probs_are_the_learners(model_directory):
         for request, completion in zip(requests, completions, strict=True)
     ]
     assert min(len(experience) for experience in experiences) > SLIDING_WINDOW
-    for experience in with_log_probs(experiences, policy, None, 4, CPU):
+    for experience in with_log_probs(experiences, policy, None, 4):
         assert (experience.log_probs_sampler[experience.sampled] < 0).all()
         torch.testing.assert_close(
             experience.log_probs_old, experience.log_probs_sampler, atol=1e-4, rtol=0
@@ -136,7 +136,7 @@ def test_every_stop_token_ends_a_completion_and_is_trained_on(model_directory):
         experience = Experience.from_trajectory(0, as_trajectory(request, completion), 1.0)
         assert int(experience.sampled.sum()) == 1
         assert bool(experience.sampled[-1])
-        scored = with_log_probs([experience], policy, None, 1, CPU)[0]
+        scored = with_log_probs([experience], policy, None, 1)[0]
         expected = plain_log_probs(model_directory, experience.token_ids)[-1]
         assert float(scored.log_probs_old[-1]) == pytest.approx(float(expected), abs=1e-5)
 
@@ -150,7 +150,7 @@ def test_tokens_inside_a_sequence_that_look_like_padding_are_read(model_director
         completion = Completion(row[5:].tolist(), [-1.0] * 15, "length")
         request = Request(tuple(row[:5].tolist()), StreamKey(1, 0, 0, 0))
         experience = Experience.from_trajectory(0, as_trajectory(request, completion), 1.0)
-        scored = with_log_probs([experience], policy, None, 1, CPU)[0]
+        scored = with_log_probs([experience], policy, None, 1)[0]
         expected = plain_log_probs(model_directory, row)[4:]
         torch.testing.assert_close(scored.log_probs_old[5:], expected, atol=1e-5, rtol=0)
 

@@ -58,8 +58,6 @@ def test_all_but_the_newest_are_removed(tmp_path, model, tokenizer):
     for step in range(4):
         keeping.save(step, model, tokenizer, {})
     assert names(tmp_path) == ["latest", "step_000002", "step_000003"]
-    assert not keeping.has(1)
-    assert keeping.has(3)
 
 
 class Killed(BaseException):

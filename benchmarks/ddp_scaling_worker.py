@@ -1,0 +1,63 @@
+"""One process of `benchmarks/ddp_scaling.py`: the train script, with its collectives timed."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from common.run.distributed import AcceleratedRanks
+
+seconds = 0.0
+
+
+def time_collectives() -> None:
+    """Count the time that gradients are under way, and that of every exchange of Python objects."""
+    merge, prepare = AcceleratedRanks.merge, Accelerator.prepare
+
+    def timed_merge(self: AcceleratedRanks, value: Any) -> list[Any]:
+        global seconds
+        start = time.perf_counter()
+        merged = merge(self, value)
+        seconds += time.perf_counter() - start
+        return merged
+
+    def timed_hook(
+        state: None,
+        bucket: torch.distributed.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
+    ) -> torch.futures.Future[torch.Tensor]:
+        start = time.perf_counter()
+
+        def done(future: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
+            global seconds
+            seconds += time.perf_counter() - start
+            return future.value()
+
+        return allreduce_hook(torch.distributed.group.WORLD, bucket).then(done)  # pyright: ignore
+
+    def prepare_with_hook(self: Accelerator, *objects: Any) -> Any:
+        prepared = prepare(self, *objects)
+        for module in prepared:
+            if isinstance(module, DistributedDataParallel):
+                module.register_comm_hook(None, timed_hook)
+        return prepared
+
+    AcceleratedRanks.merge = timed_merge  # pyright: ignore[reportAttributeAccessIssue]
+    Accelerator.prepare = prepare_with_hook  # pyright: ignore[reportAttributeAccessIssue]
+
+
+if __name__ == "__main__":
+    output = Path(sys.argv.pop(1))
+    time_collectives()
+    sys.path.insert(0, str(Path.cwd()))
+    runpy.run_path("train.py", run_name="__main__")
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        output.write_text(json.dumps(seconds))

@@ -1,0 +1,200 @@
+"""GRPO in several processes, on one machine or many, with the gradient of one.
+
+Differs from `experiment_accelerate/train.py` in that ranks split the tasks of a step, exchange what
+they sampled, and split every optimizer batch; its denominators cover all ranks.
+
+    cd experiment_accelerate_ddp && accelerate launch --multi_gpu --num_processes 2 train.py
+    cd experiment_accelerate_ddp && python train.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+if importlib.util.find_spec("common") is None:
+    sys.exit("`common` is not installed: run make setup, then source .venv/bin/activate")
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from common.algo.aggregation import BatchTotals
+from common.algo.grpo import grpo
+from common.algo.kl import kl_divergence_k3
+from common.algo.objective import Objective
+from common.logger.metrics import RunStatistics, StepSums, batch_metrics, epoch_metrics
+from common.logger.open import open_logger
+from common.logger.summary import before_and_after
+from common.logger.timer import Timer
+from common.models.load import is_bundled, load_tokenizer
+from common.replay_buffer import (
+    Experience,
+    ReplayBuffer,
+    experiences_from,
+    totals_of,
+    with_log_probs,
+)
+from common.rewards.answers import is_correct
+from common.rollout.chat import ChatFormat
+from common.rollout.generate import Interrupted
+from common.rollout.rollout import with_advantages
+from common.run.collect import Collector, check_lengths
+from common.run.command_line import run_script
+from common.run.config import TrainConfig, resolve_defaults
+from common.run.directory import start_run
+from common.run.distributed import (
+    AcceleratedRanks,
+    ddp_metrics,
+    make_accelerator,
+    open_run_together,
+    split_micro_batches,
+)
+from common.run.interruption import Interruption
+from common.run.learner import load_models
+from common.run.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
+from common.run.rewards import load_rewards
+from common.run.seeding import seed_everything, stream
+from common.run.tasks import is_evaluation_step, load_task_split
+from common.run.training_state import TrainingState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    """GRPO with a KL penalty towards the model that the run started from."""
+
+    experiment: ClassVar[str] = "experiment_accelerate_ddp"
+    default_wandb_project: ClassVar[str] = "grpo_accelerate_ddp"
+    many_processes: ClassVar[bool] = True
+
+
+def accumulate_gradients(
+    accelerator: Accelerator,
+    objective: Objective,
+    policy: torch.nn.Module,
+    share: list[Experience],
+    totals: BatchTotals,
+    config: Config,
+) -> StepSums:
+    """The gradient of an optimizer batch, of which this rank has a share, summed over all ranks."""
+    sums, ranks = StepSums(), AcceleratedRanks(accelerator)
+    for micro in split_micro_batches(accelerator, policy, share, config.micro_batch_size):
+        mask = micro.sampled
+        log_probs, entropy = policy(micro.token_ids, micro.attention_mask, mask)
+        per_token, ratio, clipped = objective.per_token(
+            log_probs, micro.log_probs_old, micro.advantages, mask
+        )
+        loss = objective.aggregate(per_token, mask, totals)
+        watched = {"entropy": entropy, "clip_fraction": clipped}
+        if micro.log_probs_ref is not None:
+            watched["kl"] = kl_divergence_k3(log_probs, micro.log_probs_ref, mask)
+            loss = loss + config.kl_weight * objective.aggregate(watched["kl"], mask, totals)
+        accelerator.backward(ranks.count * loss)  # DDP takes the mean over ranks
+        sums.add(loss, micro, ratio, **watched)
+    return StepSums.merged(ranks.merge(sums.cpu()))
+
+
+def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
+    accelerator, config = make_accelerator(config)
+    ranks = AcceleratedRanks(accelerator)
+    device, console = accelerator.device, Console(quiet=not accelerator.is_main_process)
+    config = resolve_defaults(config, bundled=is_bundled(config.model_name))
+    run = open_run_together(config, console.out, ranks)
+    objective = choose(config)
+    train_tasks, held_out = load_task_split(config)
+    rewards = load_rewards(config, train_tasks[0])
+    tokenizer = load_tokenizer(config.model_name)
+    chat = ChatFormat(tokenizer, config.system_prompt)
+    check_lengths(config, chat, train_tasks + held_out)
+    seed_everything(config.seed)
+    learner, reference = load_models(config, device, run.weights)
+    statistics = RunStatistics(rewards)
+    policy, optimizer = accelerator.prepare(learner, make_optimizer(config, learner))
+    state = TrainingState(run, learner.model, tokenizer, optimizer, statistics, ranks)
+    total_steps = optimizer_steps(config, config.max_steps)
+    interruption = Interruption(console.out, config.max_minutes)
+    stop = interruption.signalled
+    collector = Collector(config, learner.model, chat, rewards, is_correct, stop, ranks)
+    size = config.micro_batch_size
+    score = partial(with_log_probs, policy=learner, reference=reference, size=size)
+    buffer, timer, clip = ReplayBuffer(), Timer(), accelerator.clip_grad_norm_
+
+    record = start_run(run, config, learner, ranks.count)
+    with interruption, open_logger(config, run, record, console) as logger:
+        if not run.resumed:
+            logger.log_text("accelerate/device", str(device), 0)
+        step, finished = run.step, False
+        with suppress(Interrupted):
+            for step in range(run.step, config.max_steps + 1):
+                state.begin(step)
+                if ranks.agree(interruption.requested):
+                    break
+                if held_out and is_evaluation_step(config, step):
+                    with timer("evaluation"):
+                        evaluated = collector.evaluate(held_out)
+                    logger.log_batch(step, statistics.add_evaluation(evaluated))
+                    logger.log_samples(step, evaluated[:3], "held out")
+                if finished := step == config.max_steps:
+                    break
+
+                # 1. Collect: a group of completions per task, scored and compared with one another.
+                with timer("rollout"):
+                    groups = collector.train(train_tasks, step)
+                    groups = with_advantages(groups, objective.advantages)
+                with timer("log_probs"):
+                    experiences = experiences_from(groups, mask_truncated=config.overlong == "mask")
+                    buffer.clear()
+                    buffer.extend(ranks.split(experiences, score))
+
+                # 2. Learn: clipped policy-gradient steps over the buffer.
+                steps: list[StepSums] = []
+                with timer("train"):
+                    for epoch in range(config.epochs_per_step):
+                        passed = len(steps)
+                        shuffle = stream(config.seed, "shuffle", step, epoch)
+                        for batch in buffer.batches(config.train_batch_size, shuffle):
+                            share = ranks.share(sorted(batch, key=len))
+                            sums = accumulate_gradients(
+                                accelerator, objective, policy, share, totals_of(batch), config
+                            )
+                            rate = learning_rate(config, state.global_step, total_steps)
+                            norm = optimizer_step(optimizer, rate, config.max_grad_norm, clip)
+                            state.global_step += 1
+                            sums.finish(norm, rate)
+                            steps.append(sums)
+                            logger.log_training_step(state.global_step, sums.metrics())
+                            if not statistics.count_step(norm):
+                                logger.log_invalid_step(state.global_step, batch)
+                        logger.log_batch(step + 1, epoch_metrics(steps[passed:]))
+
+                # 3. Report and save.
+                logger.log_batch(step + 1, ddp_metrics(accelerator))
+                metrics = batch_metrics(statistics, groups, list(buffer), steps, timer)
+                logger.log_batch(step + 1, metrics)
+                if config.logs_completions(step + 1):
+                    logger.log_samples(step + 1, groups[:4], "train")
+                    logger.log_example(step + 1, groups[0])
+                state.stop_if_diverged(step + 1)
+                if config.saves_checkpoint(step + 1):
+                    with timer("checkpoint"):
+                        saved = {"checkpoint/saved": 1.0, "checkpoint/step": step + 1}
+                        logger.log_batch(step + 1, saved)
+                        state.begin(step + 1)
+                        state.save()
+
+        state.save()
+        if not finished:
+            logger.say(f"stopped after step {step} (--resume continues): {run.directory.path}")
+            sys.exit(interruption.exit_code)
+        final = {**statistics.final(state.global_step), "checkpoint/final_saved": 1.0}
+        logger.log_batch(step, final)
+        logger.say(before_and_after(run))
+
+
+if __name__ == "__main__":
+    run_script(main, Config)
