@@ -1,6 +1,7 @@
-"""One process of `benchmarks/ddp_scaling.py`: the train script, with its collectives timed."""
+"""One process of `benchmarks/ddp_scaling.py`: the train script, with its collectives timed.
 
-from __future__ import annotations
+DDP reads the annotations of its hook, which therefore may not be text.
+"""
 
 import json
 import runpy

@@ -68,9 +68,9 @@ class StudyConfig:
     """Seed of the runs that choose each method's learning rate; not among those compared."""
     learning_rates: tuple[float, ...] = (2e-4, 4e-4, 8e-4)
     """Tried alike for both methods."""
-    terms: tuple[int, int] = (3, 6)
+    terms: tuple[int, int] = (3, 8)
     """Fewest and most terms of a task. The model was fine-tuned on two to four."""
-    steps: int = 40
+    steps: int = 80
     """Rollout batches of each run."""
     root: Path = REPOSITORY / "runs" / "drgrpo_study"
     """Runs that are there already are read and not run again."""
