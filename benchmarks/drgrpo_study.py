@@ -66,7 +66,7 @@ class StudyConfig:
     """Runs that are compared."""
     tuning_seed: int = 11
     """Seed of the runs that choose each method's learning rate; not among those compared."""
-    learning_rates: tuple[float, ...] = (2e-4, 4e-4, 8e-4)
+    learning_rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4)
     """Tried alike for both methods."""
     terms: tuple[int, int] = (3, 8)
     """Fewest and most terms of a task. The model was fine-tuned on two to four."""

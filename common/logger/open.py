@@ -2,55 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from rich.console import Console
 
 from common.logger.logger import Logger
-from common.logger.sinks import BATCH_AXIS, ConsoleSink, JsonlSink, Sink
+from common.logger.mirror import Order
+from common.logger.mirror_sink import MirrorSink
+from common.logger.sinks import ConsoleSink, JsonlSink, Sink
 from common.run.config import TrainConfig
-from common.run.directory import Run, RunDirectory
+from common.run.directory import Run
 
 
 def open_logger(
     config: TrainConfig, run: Run, record: Mapping[str, Any], console: Console
 ) -> Logger:
-    """Console and JSONL always, TensorBoard and W&B unless they are off.
+    """Console and JSONL always; TensorBoard and W&B, unless both are off, through their mirror.
 
-    What a resumed run has logged so far is read from its JSONL and logged anew to TensorBoard and
-    W&B, which cannot take back the rows after the checkpoint. A process that does not write the run
-    gets a silent logger.
+    A process that does not write the run gets a silent logger.
     """
     directory = run.directory
     if not run.writes:
         return Logger([], console, directory.samples_file)
-    rebuilt: list[Sink] = []
-    if config.tensorboard:
-        from common.logger.tensorboard_sink import TensorBoardSink, remove_event_files
-
-        if run.resumed:
-            remove_event_files(directory.path)
-        rebuilt.append(TensorBoardSink(directory.path))
-    if config.wandb:
-        from common.logger.wandb_sink import WandbIdentity, WandbSink, supersede_runs
-
-        if run.resumed:
-            supersede_runs(directory.path)
-        say = partial(console.out, highlight=False)
-        identity = WandbIdentity(**_wandb_names(config, directory.path.name))
-        rebuilt.append(WandbSink(directory.path, identity, record, say))
-    if run.resumed:
-        _replay(directory, rebuilt)
-    sinks = [
-        JsonlSink(directory.metrics_file),
-        *rebuilt,
-        ConsoleSink(config.max_steps, console),
-    ]
+    sinks: list[Sink] = [JsonlSink(directory.metrics_file)]
+    if config.tensorboard or config.wandb:
+        identity = _wandb_names(config, directory.path.name) if config.wandb else None
+        order = Order(str(directory.path), config.tensorboard, identity, dict(record))
+        sinks.append(MirrorSink(order, partial(console.out, highlight=False)))
+    sinks.append(ConsoleSink(config.max_steps, console))
     return Logger(sinks, console, directory.samples_file)
 
 
@@ -66,21 +48,3 @@ def _wandb_names(config: TrainConfig, run_name: str) -> dict[str, Any]:
         "tags": config.wandb_tags or None,
         "notes": config.wandb_notes,
     }
-
-
-def _replay(directory: RunDirectory, sinks: Sequence[Sink]) -> None:
-    if not directory.metrics_file.exists():
-        return
-    with directory.metrics_file.open(encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            texts = {name: value for name, value in row.items() if isinstance(value, str)}
-            numbers = {
-                name: math.nan if value is None else value
-                for name, value in row.items()
-                if name not in texts
-            }
-            for sink in sinks:
-                if not texts:
-                    sink.log(numbers)
-                for name, text in texts.items():
-                    sink.log_text(name, text, int(row[BATCH_AXIS]))

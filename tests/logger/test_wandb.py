@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -54,10 +55,11 @@ class LoggingRun:
     seconds: float = 0.0
 
     def reach_half_way(self) -> None:
+        """Half of the rows are logged, and W&B is there to take them."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.output += line
-            if line == HALF_WAY + "\n":
+            if HALF_WAY in self.output and "W&B initialized" in self.output:
                 return
 
     def finish(self) -> None:
@@ -328,7 +330,7 @@ def test_no_wandb_imports_no_wandb(tmp_path):
     assert "W&B" not in result.stdout + result.stderr
     directory = tmp_path / "experiment_base" / "run"
     names = {path.name for path in directory.iterdir()} - {"source.diff"}
-    assert names == {"config.json", "metrics.jsonl", "samples.jsonl", "checkpoints"}
+    assert names == {".lock", "config.json", "metrics.jsonl", "samples.jsonl", "checkpoints"}
 
 
 # Failing
@@ -356,11 +358,21 @@ def misfortunes(tmp_path_factory):
         runs["dies half way"].reach_half_way()
         dying.die()
         runs["process killed"].reach_half_way()
-        kill_service_of(runs["process killed"].process.pid)
+        kill_service_of(mirror_of(runs["process killed"].process.pid))
         with ThreadPoolExecutor() as pool:
             list(pool.map(LoggingRun.finish, runs.values()))
         silent.answer_again()
     return runs
+
+
+def mirror_of(pid: int) -> int:
+    """The process that shows a run's rows in TensorBoard and W&B."""
+    (mirror,) = (
+        child.pid
+        for child in psutil.Process(pid).children()
+        if "common.logger.mirror" in child.cmdline()
+    )
+    return mirror
 
 
 def kill_service_of(pid: int) -> None:
@@ -433,9 +445,11 @@ def test_a_killed_run_keeps_every_row_older_than_two_seconds(tmp_path):
     run.reach_half_way()
     half_way = len(run.rows)
     time.sleep(2)
-    # wandb's own process, too, which would otherwise notice and write what it still holds.
-    kill_service_of(run.process.pid)
+    # All at once, as each would otherwise notice and write what it still holds.
+    mirror = mirror_of(run.process.pid)
     run.process.kill()
+    os.kill(mirror, signal.SIGKILL)
+    kill_service_of(mirror)
     run.process.communicate()
     assert half_way >= 2 * STEPS
     rows = run.rows

@@ -1,0 +1,77 @@
+"""The training's end of the process that shows it in TensorBoard and W&B."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from common.errors import UserError
+from common.logger.mirror import REFUSES, Order
+from common.logger.sinks import Row
+
+# Above all that W&B may take at the start and at the end of a run that logged nothing else.
+FINISH_SECONDS = 24
+
+
+class MirrorSink:
+    """Starts `common.logger.mirror`, which reads the rows from the run's file by itself."""
+
+    def __init__(self, order: Order, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._refusal: str | None = None
+        # In a session of its own, so that Ctrl-C reaches the training alone.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "common.logger.mirror"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._write(json.dumps(dataclasses.asdict(order)))
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def log(self, row: Row) -> None:
+        """Raises `UserError` if W&B does not accept the names of the run."""
+        if self._refusal is not None:
+            raise UserError(self._refusal)
+
+    def log_text(self, name: str, text: str, batch_step: int) -> None:
+        self.log({})
+
+    def close(self, exit_code: int) -> None:
+        self._write(str(exit_code))
+        try:
+            code = self._process.wait(FINISH_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        self._listener.join()
+        if code:
+            self._say(
+                f"the process that writes to TensorBoard and W&B ended with {code}: they may lack "
+                "rows; metrics.jsonl has all"
+            )
+        if exit_code == 0:
+            self.log({})
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        # It has ended; `close` says so.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            kind, text = json.loads(line)
+            if kind == REFUSES:
+                self._refusal = text
+            else:
+                self._say(text)
