@@ -1,0 +1,98 @@
+"""The tool calls in what a model wrote. Hostile input: it is parsed, bounded, and never trusted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from common.tools.toolbox import Tool
+
+Status = Literal["ok", "unclosed", "invalid_json", "unknown_tool", "bad_arguments"]
+Format = Literal["tags", "hermes"]
+
+# A call beyond this is refused unread.
+MAX_CALL_CHARACTERS = 4000
+
+_OPENING = {"tags": re.compile(r"<tool:(\w{1,64})>"), "hermes": re.compile(r"<tool_call>")}
+_CLOSING = {"tags": "</tool>", "hermes": "</tool_call>"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attempt to call a tool, and what came of reading it."""
+
+    status: Status
+    name: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    complaint: str = ""
+    """For the model, if the status is not `ok`."""
+
+
+def closing_tag(call_format: Format) -> str:
+    """Where a turn that calls a tool ends."""
+    return _CLOSING[call_format]
+
+
+def parse_calls(text: str, call_format: Format, toolbox: Mapping[str, Tool]) -> list[Call]:
+    """Every call in a turn that the model has written, in order, whatever their state."""
+    calls: list[Call] = []
+    position = 0
+    while opening := _OPENING[call_format].search(text, position):
+        end = text.find(_CLOSING[call_format], opening.end())
+        if end < 0:
+            complaint = f"the call has no {_CLOSING[call_format]}"
+            calls.append(Call("unclosed", complaint=complaint))
+            break
+        body = text[opening.end() : end]
+        if call_format == "tags":
+            calls.append(_from_tag(opening[1], body, toolbox))
+        else:
+            calls.append(_from_json(body, toolbox))
+        position = end + len(_CLOSING[call_format])
+    return calls
+
+
+def _from_tag(name: str, body: str, toolbox: Mapping[str, Tool]) -> Call:
+    if name not in toolbox:
+        return _unknown(name, toolbox)
+    if len(body) > MAX_CALL_CHARACTERS:
+        return Call("bad_arguments", name, complaint=_TOO_LONG)
+    return _checked(toolbox[name], {toolbox[name].main_parameter: body.strip()})
+
+
+def _from_json(body: str, toolbox: Mapping[str, Tool]) -> Call:
+    if len(body) > MAX_CALL_CHARACTERS:
+        return Call("invalid_json", complaint=_TOO_LONG)
+    try:
+        parsed = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return Call("invalid_json", complaint="the call is not valid JSON")
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("name"), str):
+        return Call("invalid_json", complaint='a call is an object with "name" and "arguments"')
+    name, arguments = parsed["name"], parsed.get("arguments", {})
+    if name not in toolbox:
+        return _unknown(name[:64], toolbox)
+    if not isinstance(arguments, dict):
+        return Call("bad_arguments", name, complaint='"arguments" must be an object')
+    return _checked(toolbox[name], arguments)
+
+
+def _checked(tool: Tool, arguments: Mapping[str, Any]) -> Call:
+    if complaint := tool.complaint(arguments):
+        return Call("bad_arguments", tool.name, arguments, complaint)
+    return Call("ok", tool.name, arguments)
+
+
+def _unknown(name: str, toolbox: Mapping[str, Tool]) -> Call:
+    complaint = f"there is no tool {name!r}; there are: {', '.join(toolbox)}"
+    return Call("unknown_tool", name, complaint=complaint)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+_TOO_LONG = f"a call may have at most {MAX_CALL_CHARACTERS} characters"

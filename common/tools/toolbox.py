@@ -1,0 +1,90 @@
+"""Tools as plain functions: what a model may call, and what its arguments must be."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from common.errors import UserError
+
+ToolFunction = Callable[..., str | Awaitable[str]]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may call by its name."""
+
+    name: str
+    function: ToolFunction
+    schema: Mapping[str, Any]
+    """JSON schema for the chat template of a model that was trained on them."""
+    parameters: Mapping[str, inspect.Parameter]
+
+    @property
+    def main_parameter(self) -> str:
+        """What the text between tags is for."""
+        return next(iter(self.parameters))
+
+    def complaint(self, arguments: Mapping[str, Any]) -> str | None:
+        """What is wrong with the arguments of a call, said to the model; None if nothing is."""
+        for name in arguments:
+            if name not in self.parameters:
+                return f"{self.name} has no argument {name!r}; it has {', '.join(self.parameters)}"
+        hints = get_type_hints(self.function)
+        for name, parameter in self.parameters.items():
+            if name not in arguments:
+                if parameter.default is inspect.Parameter.empty:
+                    return f"{self.name} needs the argument {name!r}"
+            elif not _fits(arguments[name], hints[name]):
+                return f"{self.name}: the argument {name!r} must be {_type_name(hints[name])}"
+        return None
+
+
+def make_tool(function: ToolFunction) -> Tool:
+    """A tool from a function with type hints and a docstring in Google's form.
+
+    Raises `UserError` for a function that lacks either, or that takes no argument.
+    """
+    from transformers.utils.chat_template_utils import (
+        DocstringParsingException,
+        TypeHintParsingException,
+        get_json_schema,
+    )
+
+    name = getattr(function, "__name__", repr(function))
+    try:
+        schema = get_json_schema(function)
+    except (DocstringParsingException, TypeHintParsingException) as error:
+        raise UserError(f"tool {name}: {' '.join(str(error).split())}") from None
+    parameters = inspect.signature(function).parameters
+    if not parameters:
+        raise UserError(f"tool {name}: takes no argument; give it one for the text of a call")
+    return Tool(name, function, schema, parameters)
+
+
+def make_toolbox(functions: Sequence[ToolFunction]) -> dict[str, Tool]:
+    """Tools by name. Raises `UserError` for a name that two of them have."""
+    toolbox: dict[str, Tool] = {}
+    for tool in map(make_tool, functions):
+        if tool.name in toolbox:
+            raise UserError(f"tool {tool.name}: there are two of that name; rename one")
+        toolbox[tool.name] = tool
+    return toolbox
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value that JSON can hold is of a hint's type, or of one of its parts'."""
+    origin = get_origin(hint)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if origin is not None or not isinstance(hint, type):
+        return any(_fits(value, part) for part in get_args(hint))
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
