@@ -25,6 +25,8 @@ from common.errors import UserError
 from common.logger.sinks import BATCH_AXIS, Sink
 
 POLL_SECONDS = 0.2
+# Beside a run's files: who is in charge of showing them. One mirror at a time holds a lock on it.
+CHARGE = ".mirror"
 SAYS, REFUSES = "says", "refuses"
 
 # It runs in what the training leaves idle, but must not starve on a machine that is never idle.
@@ -38,6 +40,8 @@ class Order:
     """
 
     directory: str
+    charge: str
+    """What the file `CHARGE` says as long as no later process has resumed the run."""
     tensorboard: bool
     wandb: dict[str, Any] | None
     """Fields of `WandbIdentity`, or None for no W&B."""
@@ -51,9 +55,12 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     order = Order(**json.loads(sys.stdin.readline()))
     directory = Path(order.directory)
-    with (directory / ".mirror.lock").open("w") as lock:
-        # Until the mirror of a run that was killed, and is being resumed, has ended.
+    with (directory / CHARGE).open("r+") as lock:
+        # Until the mirror of a run that was killed, and is being resumed, has ended. It may itself
+        # have been slow to start, and come too late.
         fcntl.lockf(lock, fcntl.LOCK_EX)
+        if lock.read() != order.charge:
+            return
         try:
             follow(directory / "metrics.jsonl", open_sinks(order, directory, out))
         except UserError as error:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
-from common.logger.mirror import REFUSES, Order
+from common.logger.mirror import CHARGE, REFUSES, Order
 from common.logger.sinks import Row
 
 # Above all that W&B may take at the start and at the end of a run that logged nothing else.
@@ -21,8 +24,18 @@ FINISH_SECONDS = 24
 class MirrorSink:
     """Starts `common.logger.mirror`, which reads the rows from the run's file by itself."""
 
-    def __init__(self, order: Order, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        tensorboard: bool,
+        wandb: dict[str, Any] | None,
+        record: Mapping[str, Any],
+        say: Callable[[str], None],
+    ) -> None:
         self._say = say
+        charge = secrets.token_hex(8)
+        (directory / CHARGE).write_text(charge)
+        order = Order(str(directory), charge, tensorboard, wandb, dict(record))
         self._refusal: str | None = None
         # In a session of its own, so that Ctrl-C reaches the training alone.
         self._process = subprocess.Popen(

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from common.logger.logger import Logger
-from common.logger.mirror import Order
 from common.logger.mirror_sink import MirrorSink
 from common.logger.sinks import ConsoleSink, JsonlSink, Sink
 from common.run.config import TrainConfig
@@ -30,8 +29,8 @@ def open_logger(
     sinks: list[Sink] = [JsonlSink(directory.metrics_file)]
     if config.tensorboard or config.wandb:
         identity = _wandb_names(config, directory.path.name) if config.wandb else None
-        order = Order(str(directory.path), config.tensorboard, identity, dict(record))
-        sinks.append(MirrorSink(order, partial(console.out, highlight=False)))
+        say = partial(console.out, highlight=False)
+        sinks.append(MirrorSink(directory.path, config.tensorboard, identity, record, say))
     sinks.append(ConsoleSink(config.max_steps, console))
     return Logger(sinks, console, directory.samples_file)
 

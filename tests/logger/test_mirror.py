@@ -1,0 +1,128 @@
+"""What shows a run elsewhere has no hold on it, and loses nothing that was in its file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from common.logger.mirror import new_rows
+from common.logger.mirror_sink import MirrorSink
+from tests.helpers import REPOSITORY, read_rows
+from tests.logger.log_rows import HALF_WAY, STEPS
+
+
+def test_a_row_that_is_not_whole_yet_is_left_for_the_next_time(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b"')
+    with path.open("rb") as file:
+        assert list(new_rows(file)) == [{"a": 1}]
+        assert list(new_rows(file)) == []
+        with path.open("ab") as writer:
+            writer.write(b": 2}\n")
+        assert list(new_rows(file)) == [{"b": 2}]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has logged half of its rows and waits."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.logger.log_rows", str(tmp_path), "--pause", "--no-wandb"],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == HALF_WAY + "\n":
+            break
+    mirror = mirror_of(process)
+    yield process, tmp_path / "log_rows" / "run"
+    process.kill()
+    if mirror.is_running():
+        mirror.kill()
+    process.communicate()
+
+
+def mirror_of(process):
+    (mirror,) = psutil.Process(process.pid).children()
+    assert "common.logger.mirror" in mirror.cmdline()
+    return mirror
+
+
+def losses_in_tensorboard(directory):
+    events = EventAccumulator(str(directory)).Reload()
+    return [event.value for event in events.Scalars("training_step/loss")]
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_what_a_killed_run_had_written_still_arrives(run):
+    process, directory = run
+    mirror = mirror_of(process)
+    process.kill()
+    mirror.wait(timeout=20)
+    values = [value for value in losses_in_tensorboard(directory) if value == value]
+    assert values == pytest.approx([1 / step for step in range(1, STEPS // 2 + 1)])
+
+
+def test_a_run_goes_on_without_its_mirror_and_says_so_once(run):
+    process, directory = run
+    mirror_of(process).kill()
+    output, _ = process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    assert output.count("the process that writes to TensorBoard and W&B ended with -9") == 1
+    assert len(read_rows(directory / "metrics.jsonl")) == 4 * STEPS + 1
+
+
+def test_a_mirror_that_is_stuck_costs_a_bounded_time(run):
+    process, _ = run
+    mirror = mirror_of(process)
+    os.kill(mirror.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    output, _ = process.communicate("\n", timeout=60)
+    assert time.monotonic() - start < 25
+    assert process.returncode == 0
+    assert "they may lack rows" in output
+
+
+@pytest.mark.parametrize("shows_already", [True, False], ids=["showing", "still starting"])
+def test_a_resumed_run_is_shown_once_whatever_the_mirror_before_it_does(run, shows_already):
+    """Right after a kill: two writers of one event file would spoil it."""
+    process, directory = run
+    before = mirror_of(process)
+    while shows_already and not events_of(directory):
+        time.sleep(0.05)
+    os.kill(before.pid, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    said: list[str] = []
+    resumed = MirrorSink(directory, True, None, {}, said.append)
+    time.sleep(2)
+    assert all(str(before.pid) in path.name for path in events_of(directory)) == shows_already
+    os.kill(before.pid, signal.SIGCONT)
+    if not shows_already:
+        time.sleep(2)
+    resumed.close(0)
+    before.wait(timeout=20)
+    assert said == []
+    assert len(events_of(directory)) == 1
+    rows = [row for row in read_rows(directory / "metrics.jsonl") if "training_step/loss" in row]
+    expected = [row["training_step/loss"] for row in rows]
+    found = losses_in_tensorboard(directory)
+    assert len(found) == len(expected) == STEPS
+    known = [value for value in expected if value is not None]
+    assert [value for value in found if value == value] == pytest.approx(known)
+
+
+def events_of(directory):
+    return list(directory.glob("events.out.tfevents.*"))
