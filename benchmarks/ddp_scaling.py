@@ -1,6 +1,6 @@
 """How much faster two processes are than one: the same work, and twice the work.
 
-python -m benchmarks.ddp_scaling          (about six minutes on two cores)
+python -m benchmarks.ddp_scaling          (about four minutes on two cores)
 
 Every process has one thread, so that two of them have twice the cores of one.
 """
@@ -37,11 +37,11 @@ class ScalingConfig:
     """Width of the Qwen3 model with random weights."""
     layers: int = 6
     """Its layers."""
-    tasks: int = 32
+    tasks: int = 16
     """Tasks of a step for one process; eight completions each."""
     tokens: int = 64
     """Length of a completion."""
-    steps: int = 4
+    steps: int = 5
     """Steps of each run; the first one is left out."""
     processes: int = 2
     """Processes that are compared with one."""

@@ -1,6 +1,6 @@
 """Does GRPO make wrong answers long, and does Dr. GRPO not? Five seeds of each.
 
-python -m benchmarks.drgrpo_study          (about half an hour on two cores)
+python -m benchmarks.drgrpo_study          (about 22 minutes on two cores)
 
 Writes `drgrpo_study_*.png` beside this file and prints the tables of `drgrpo_study.md`.
 """
@@ -54,7 +54,6 @@ COLOURS = {"GRPO": "tab:orange", "Dr. GRPO": "tab:blue"}
 REWARD_WEIGHTS = "answer_check=1,format_exact=0.1"
 MAX_COMPLETION_TOKENS = 192
 MAX_LENGTH = 288
-# Most rollout batches are over when the slowest learner has generated as many tokens as the rest.
 LAST_BATCHES = 5
 
 
