@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,8 +72,10 @@ def main() -> None:
 
 
 def tell(out: TextIO, kind: str, text: str) -> None:
-    out.write(json.dumps([kind, text]) + "\n")
-    out.flush()
+    # Nobody listens once the training has been killed, and its rows are to arrive all the same.
+    with suppress(BrokenPipeError):
+        out.write(json.dumps([kind, text]) + "\n")
+        out.flush()
 
 
 def open_sinks(order: Order, directory: Path, out: TextIO) -> list[Sink]:

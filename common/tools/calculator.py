@@ -16,7 +16,8 @@ from fractions import Fraction
 
 # Checked before parsing: a row of 10,000 minus signs exhausts the memory of Python's parser.
 MAX_CHARACTERS = 200
-MAX_DEPTH = 40
+# A sum of a hundred terms is that deep.
+MAX_DEPTH = 100
 MAX_EXPONENT = 1000
 # Of numerator and denominator, so that the longest number has about 600 digits.
 MAX_BITS = 2000
@@ -171,8 +172,8 @@ _FUNCTIONS: dict[str, tuple[int, int, Callable]] = {
     "abs": (1, 1, abs),
     "ceil": (1, 1, math.ceil),
     "floor": (1, 1, math.floor),
-    "max": (1, 20, max),
-    "min": (1, 20, min),
+    "max": (2, 20, max),
+    "min": (2, 20, min),
     "round": (1, 2, _round),
     "sqrt": (1, 1, _square_root),
 }

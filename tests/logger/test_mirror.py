@@ -12,7 +12,7 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common.logger.mirror import new_rows
+from common.logger.mirror import SAYS, new_rows, tell
 from common.logger.mirror_sink import MirrorSink
 from tests.helpers import REPOSITORY, read_rows
 from tests.logger.log_rows import HALF_WAY, STEPS
@@ -73,6 +73,15 @@ def test_what_a_killed_run_had_written_still_arrives(run):
     mirror.wait(timeout=20)
     values = [value for value in losses_in_tensorboard(directory) if value == value]
     assert values == pytest.approx([1 / step for step in range(1, STEPS // 2 + 1)])
+
+
+def test_it_goes_on_when_nobody_listens_any_more():
+    reader, writer = os.pipe()
+    os.close(reader)
+    out = os.fdopen(writer, "w")
+    tell(out, SAYS, "W&B initialized")
+    with pytest.raises(BrokenPipeError):
+        out.close()
 
 
 def test_a_run_goes_on_without_its_mirror_and_says_so_once(run):

@@ -50,7 +50,8 @@ def begun(configure, model, tokenizer):
         start_run(run, config, model)
         run.directory.metrics_file.write_bytes(2 * ROW)
         run.directory.samples_file.write_bytes(ROW)
-        state = {"lengths": run.directory.lengths(), "num_threads": torch.get_num_threads()}
+        threads = torch.get_num_threads()
+        state = {"lengths": run.directory.lengths(), "num_threads": threads, "random": [{}]}
         run.checkpoints.save(2, model, tokenizer, state)
         run.directory.metrics_file.write_bytes(3 * ROW)
         return run

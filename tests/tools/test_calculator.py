@@ -1,5 +1,6 @@
 """The calculator is exact, and survives everything that a model may write."""
 
+import gc
 import time
 from fractions import Fraction
 
@@ -37,6 +38,7 @@ from common.tools.calculator import CalculatorError, calculate, evaluate
         (".5 + 5.", "5.5"),
         ("-1/3", "-0.333333333333"),
         ("2000000/3", "666666.666667"),
+        ("+".join(["1"] * 100), "100"),
     ],
 )
 def test_results(expression, result):
@@ -61,6 +63,7 @@ def test_results(expression, result):
         ("exec(1)", "no function 'exec'"),
         ("sqrt(-1)", "no square root"),
         ("sqrt(1, 2)", "does not take 2"),
+        ("max(0)", "does not take 1"),
         ("2 +", "not an arithmetic expression"),
         ("x + 1", "'x' is not a number"),
         ("0x10", "not a plain number"),
@@ -120,9 +123,14 @@ HOSTILE = st.one_of(
 )
 @given(HOSTILE)
 def test_hostile_text_is_answered_quickly_and_never_raises(text):
-    start = time.process_time()
-    assert isinstance(calculate(text), str)
-    assert time.process_time() - start < 0.05
+    # A collection of the garbage of all the other tests is not the calculator's time.
+    gc.disable()
+    try:
+        start = time.thread_time()
+        assert isinstance(calculate(text), str)
+        assert time.thread_time() - start < 0.05
+    finally:
+        gc.enable()
 
 
 @given(
