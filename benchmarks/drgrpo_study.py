@@ -41,7 +41,7 @@ from common.rewards.answers import is_correct
 from common.rewards.reward import build_rewards, text_rewards
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator
-from common.rollout.rollout import rollout, with_advantages
+from common.rollout.rollout import rollout, single_turn, with_advantages
 from common.rollout.sampling import Sampling
 from common.rollout.trajectory import Group
 from common.run.directory import REPOSITORY
@@ -301,16 +301,19 @@ def replay(config: StudyConfig) -> str:
         distinct_expressions(rng, terms=config.terms, digits=1, held_out=False), 128
     )
     chat = ChatFormat(tokenizer, "")
+    stop_ids = stop_token_ids(policy.model, tokenizer) | chat.turn_end_ids
     groups = rollout(
         [expression.as_task(number) for number, expression in enumerate(expressions)],
         step=0,
         group_size=8,
         seed=0,
-        generator=LocalGenerator(
-            policy.model, stop_token_ids(policy.model, tokenizer) | chat.turn_end_ids, MAX_LENGTH
+        converse=partial(
+            single_turn,
+            generator=LocalGenerator(policy.model, stop_ids, MAX_LENGTH),
+            chat=chat,
+            sampling=Sampling(1.0, 1.0),
+            max_completion_tokens=MAX_COMPLETION_TOKENS,
         ),
-        chat=chat,
-        sampling=Sampling(1.0, 1.0, MAX_COMPLETION_TOKENS),
         rewards=build_rewards(text_rewards("think"), (), REWARD_WEIGHTS),
         is_correct=is_correct,
     )

@@ -61,12 +61,10 @@ def experiences_from(groups: Sequence[Group], *, mask_truncated: bool = False) -
     ]
     if not mask_truncated:
         return experiences
-    reasons = [rollout.trajectory.stop_reason for group in groups for rollout in group.rollouts]
+    truncated = [rollout.trajectory.truncated for group in groups for rollout in group.rollouts]
     return [
-        experience
-        if reason == "stop"
-        else replace(experience, sampled=torch.zeros_like(experience.sampled))
-        for experience, reason in zip(experiences, reasons, strict=True)
+        replace(experience, sampled=torch.zeros_like(experience.sampled)) if cut else experience
+        for experience, cut in zip(experiences, truncated, strict=True)
     ]
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -72,23 +75,49 @@ def random_experiences(
 
 
 class ScriptedGenerator:
-    """Answers each request with the next line of a script, as tokens that end in a stop token."""
+    """Completes requests with a function, each at once, in the order in which they were added.
 
-    def __init__(self, lines: Sequence[Sequence[int]], stop_id: int) -> None:
-        self._lines = lines
-        self._stop_id = stop_id
+    With `shuffle`, any number of those that wait are finished at a time, in any order.
+    """
+
+    def __init__(
+        self, complete: Callable[[Request], Completion], shuffle: random.Random | None = None
+    ) -> None:
+        self._complete = complete
+        self._shuffle = shuffle
         self.requests: list[Request] = []
+        self._waiting: list[tuple[int, Request]] = []
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        start = len(self.requests)
-        self.requests.extend(requests)
-        completions: list[Completion] = []
-        for number in range(start, len(self.requests)):
-            ids = [*self._lines[number % len(self._lines)], self._stop_id]
-            ids = ids[: sampling.max_new_tokens]
-            reason = "stop" if ids[-1] == self._stop_id else "length"
-            completions.append(Completion(ids, [-0.5] * len(ids), reason))
-        return completions
+    @contextmanager
+    def decoding(self, sampling: Sampling) -> Iterator[ScriptedGenerator]:
+        yield self
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, number: int, request: Request) -> None:
+        self.requests.append(request)
+        self._waiting.append((number, request))
+
+    def advance(self) -> list[tuple[int, Completion]]:
+        taken, self._waiting = self._waiting, []
+        if self._shuffle:
+            self._shuffle.shuffle(taken)
+            count = self._shuffle.randint(0, len(taken))
+            taken, self._waiting = taken[:count], taken[count:]
+        return [(number, self._complete(request)) for number, request in taken]
+
+
+def scripted_lines(lines: Iterable[Sequence[int]], stop_id: int) -> ScriptedGenerator:
+    """Answers each request with the next line of a script, as tokens that end in a stop token."""
+    script = cycle(lines)
+
+    def complete(request: Request) -> Completion:
+        ids = [*next(script), stop_id][: request.max_new_tokens]
+        return Completion(ids, [-0.5] * len(ids), "stop" if ids[-1] == stop_id else "length")
+
+    return ScriptedGenerator(complete)
 
 
 def run_training(

@@ -13,6 +13,7 @@ from common.replay_buffer import (
     micro_batches,
     with_log_probs,
 )
+from common.rewards.transcript import Transcript
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
 from common.tasks.task import Task
 from tests.helpers import random_experiences, random_model
@@ -108,8 +109,8 @@ def test_a_padded_batch_by_hand():
 
 def test_experiences_carry_the_advantage_and_the_mask_of_their_rollout():
     segments = (Segment((5, 6), False), Segment((7,), True, (-0.5,)))
-    answered = Rollout(Trajectory(segments, "stop"), "", {}, 1.0, True)
-    silent = Rollout(Trajectory(segments[:1], "context"), "", {}, 0.0, False)
+    answered = Rollout(Trajectory(segments, "stop"), Transcript(""), {}, 1.0, True)
+    silent = Rollout(Trajectory(segments[:1], "context"), Transcript(""), {}, 0.0, False)
     good, bad = experiences_from([Group(Task(3, "", ""), [answered, silent], [0.7, -0.7])])
     assert good.token_ids.tolist() == [5, 6, 7]
     assert good.sampled.tolist() == [False, False, True]

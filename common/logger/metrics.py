@@ -54,7 +54,7 @@ def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) 
         "completion_tokens_mean": lengths.mean(),
         "completion_tokens_min": lengths.min(),
         "completion_tokens_max": lengths.max(),
-        "truncated_fraction": np.mean([r.trajectory.stop_reason != "stop" for r in rollouts]),
+        "truncated_fraction": np.mean([r.trajectory.truncated for r in rollouts]),
         "solved_none": np.mean(solved == 0),
         "solved_some": np.mean((solved > 0) & (solved < sizes)),
         "solved_all": np.mean(solved == sizes),

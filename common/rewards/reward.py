@@ -16,9 +16,10 @@ from typing import Any
 from common.errors import UserError
 from common.rewards.answers import answer_check, number_check
 from common.rewards.tags import format_approx, format_exact
+from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 
-RewardFunction = Callable[[str, Task], float]
+RewardFunction = Callable[[Transcript, Task], float]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def import_function(path: str) -> RewardFunction:
     if not callable(function):
         raise UserError(f"--reward {path}: {module_name} has no function {function_name!r}")
 
-    def guarded(completion: str, task: Task) -> Any:
+    def guarded(completion: Transcript, task: Task) -> Any:
         with _code_of_the_user(path):
             return function(completion, task)
 
@@ -114,7 +115,9 @@ def _code_of_the_user(path: str) -> Iterator[None]:
         ) from error
 
 
-def score(rewards: Sequence[Reward], completion: str, task: Task) -> tuple[dict[str, float], float]:
+def score(
+    rewards: Sequence[Reward], completion: Transcript, task: Task
+) -> tuple[dict[str, float], float]:
     """Every function's raw score, and their weighted sum.
 
     Raises `UserError` naming the function whose score is not a finite number.

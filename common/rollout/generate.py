@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
 
+from common.rollout.decode_batch import DecodeBatch
 from common.rollout.sampling import Sampling, StreamKey, sample_tokens
 
 # Dropping finished rows copies the cache of the others, so it waits until this share has finished.
 COMPACT_FRACTION = 1 / 8
+
+# Joining copies the cache of all rows, so requests wait until they are this share of the batch.
+JOIN_FRACTION = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,15 @@ class Request:
 
     prompt_ids: tuple[int, ...]
     stream: StreamKey
+    max_new_tokens: int
 
 
 @dataclass
 class Completion:
     """The tokens sampled for a request, the stop token included, and why they end.
 
-    `stop_reason` is `stop` (a stop token), `length` (`max_new_tokens`) or `context` (the sequence
-    would grow beyond the longest length allowed).
+    `stop_reason` is `stop` (a stop token or a stop string), `length` (`max_new_tokens`) or
+    `context` (the sequence would grow beyond the longest length allowed).
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -44,10 +48,41 @@ class Interrupted(Exception):
 
 
 @runtime_checkable
+class Decoding(Protocol):
+    """Requests that are being continued together. More can be added at any time."""
+
+    def add(self, number: int, request: Request) -> None:
+        """Queue a request; `number` is the caller's name for it."""
+        ...
+
+    def advance(self) -> list[tuple[int, Completion]]:
+        """Work on for a token; returns what has finished."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is not finished."""
+        ...
+
+
+@runtime_checkable
 class Generator(Protocol):
     """Anything that continues prompts."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]: ...
+    def decoding(self, sampling: Sampling) -> AbstractContextManager[Decoding]: ...
+
+
+def generate(
+    generator: Generator, requests: Sequence[Request], sampling: Sampling
+) -> list[Completion]:
+    """Continue all requests to their end; completions in the order of the requests."""
+    finished: dict[int, Completion] = {}
+    with generator.decoding(sampling) as decoding:
+        for number, request in enumerate(requests):
+            decoding.add(number, request)
+        while decoding.busy:
+            finished.update(decoding.advance())
+    return [finished[number] for number in range(len(requests))]
 
 
 @contextmanager
@@ -62,11 +97,7 @@ def evaluation_mode(model: transformers.PreTrainedModel) -> Iterator[None]:
 
 
 class LocalGenerator:
-    """Decodes with the policy itself, all requests in one batch.
-
-    A prompt that several requests share is read once and its cache repeated. Rows that have
-    finished leave the batch.
-    """
+    """Decodes with the policy itself, all requests in one batch."""
 
     def __init__(
         self,
@@ -74,113 +105,138 @@ class LocalGenerator:
         stop_ids: frozenset[int],
         max_length: int,
         *,
+        ends_turn: Callable[[Sequence[int]], bool] = lambda token_ids: False,
         use_bfloat16: bool = False,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`interrupted` is asked before every token; once it says so, `Interrupted` is raised."""
+        """A completion ends at a stop token, and where `ends_turn` of its tokens says so.
+
+        `interrupted` is asked before every token; once it says so, `Interrupted` is raised.
+        """
         self.model = model
         self.stop_ids = stop_ids
         self.max_length = max_length
+        self.ends_turn = ends_turn
         self.use_bfloat16 = use_bfloat16
         self.interrupted = interrupted
 
-    @torch.no_grad()
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        completions = [Completion() for _ in requests]
-        budgets = [
-            min(sampling.max_new_tokens, self.max_length - len(request.prompt_ids))
-            for request in requests
-        ]
-        rows = [number for number, budget in enumerate(budgets) if budget > 0]
-        for number in set(range(len(requests))).difference(rows):
-            completions[number].stop_reason = "context"
-        if rows:
-            autocast = torch.autocast(
-                self.model.device.type, torch.bfloat16, enabled=self.use_bfloat16
-            )
-            with evaluation_mode(self.model), autocast:
-                self._decode(requests, completions, budgets, rows, sampling)
-        return completions
+    @contextmanager
+    def decoding(self, sampling: Sampling) -> Iterator[LocalDecoding]:
+        autocast = torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.use_bfloat16)
+        with torch.no_grad(), evaluation_mode(self.model), autocast:
+            yield LocalDecoding(self, sampling)
 
-    def _decode(
-        self,
-        requests: Sequence[Request],
-        completions: list[Completion],
-        budgets: Sequence[int],
-        rows: list[int],
-        sampling: Sampling,
-    ) -> None:
-        device = self.model.device
-        logits, attention, cache = self._prefill([requests[row].prompt_ids for row in rows])
-        positions = attention.sum(dim=-1)
-        uniforms = torch.from_numpy(
-            np.stack([requests[row].stream.uniforms(max(budgets)) for row in rows])
-        )
+
+class LocalDecoding:
+    """A batch of rows, a token each at a time.
+
+    A prompt that several requests share is read once and its cache repeated. Rows that have
+    finished leave the batch, and requests that wait take their places where the cache can be put
+    together from parts, which that of a sliding window cannot: there they wait for the whole batch.
+    """
+
+    def __init__(self, generator: LocalGenerator, sampling: Sampling) -> None:
+        self._generator = generator
+        self._sampling = sampling
+        self._waiting: list[tuple[int, Request]] = []
+        self._rows: list[_Row] = []
+        self._batch: DecodeBatch | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting) or any(not row.finished for row in self._rows)
+
+    def add(self, number: int, request: Request) -> None:
+        self._waiting.append((number, request))
+
+    def advance(self) -> list[tuple[int, Completion]]:
+        if self._generator.interrupted():
+            raise Interrupted
+        without_room = self._admit() if self._may_join() else []
+        if self._batch is None:
+            return without_room
+        uniforms = torch.tensor([row.uniform for row in self._rows], dtype=torch.float64)
+        device = self._batch.logits.device
         uniforms = uniforms.to(device, torch.float32 if device.type == "mps" else torch.float64)
-        finished: set[int] = set()
-        for step in range(max(budgets)):
-            if self.interrupted():
-                raise Interrupted
-            tokens, log_probs = sample_tokens(logits, uniforms[:, step], sampling)
-            for index, (token, log_prob) in enumerate(
-                zip(tokens.tolist(), log_probs.tolist(), strict=True)
-            ):
-                row = rows[index]
-                if row in finished:
-                    continue
-                completion = completions[row]
-                completion.token_ids.append(token)
-                completion.log_probs.append(log_prob)
-                if token in self.stop_ids:
-                    completion.stop_reason = "stop"
-                elif step + 1 == budgets[row]:
-                    within = step + 1 == sampling.max_new_tokens
-                    completion.stop_reason = "length" if within else "context"
-                else:
-                    continue
-                finished.add(row)
-            kept = [index for index, row in enumerate(rows) if row not in finished]
-            if not kept:
-                return
-            if len(rows) - len(kept) >= COMPACT_FRACTION * len(rows):
-                rows = [rows[index] for index in kept]
-                finished.clear()
-                keep = torch.tensor(kept, device=device)
-                cache.reorder_cache(keep)  # pyright: ignore[reportArgumentType]
-                attention, positions, uniforms, tokens = (
-                    attention[keep],
-                    positions[keep],
-                    uniforms[keep],
-                    tokens[keep],
-                )
-            attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=-1)
-            logits = self.model(
-                input_ids=tokens[:, None],
-                attention_mask=attention,
-                position_ids=positions[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
-            positions = positions + 1
+        tokens, log_probs = sample_tokens(self._batch.logits, uniforms, self._sampling)
+        finished: list[_Row] = []
+        for row, token, log_prob in zip(
+            self._rows, tokens.tolist(), log_probs.tolist(), strict=True
+        ):
+            if not row.finished:
+                row.take(token, log_prob, self._ends)
+                if row.finished:
+                    finished.append(row)
+        self._read(tokens)
+        return without_room + [(row.number, row.completion) for row in finished]
 
-    def _prefill(
-        self, prompts: Sequence[tuple[int, ...]]
-    ) -> tuple[Tensor, Tensor, transformers.Cache]:
-        """Read each distinct prompt once; returns logits, attention mask and cache per row."""
-        distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-        length = max(len(prompt) for prompt in distinct)
-        padded = torch.tensor([[0] * (length - len(prompt)) + list(prompt) for prompt in distinct])
-        lengths = torch.tensor([[len(prompt)] for prompt in distinct])
-        attention = (torch.arange(length) >= length - lengths).long().to(self.model.device)
-        cache = transformers.DynamicCache(config=self.model.config)
-        logits = self.model(
-            input_ids=padded.to(self.model.device),
-            attention_mask=attention,
-            position_ids=(attention.cumsum(dim=-1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        row_prompt = torch.tensor([distinct[prompt] for prompt in prompts], device=logits.device)
-        cache.reorder_cache(row_prompt)  # pyright: ignore[reportArgumentType]
-        return logits[row_prompt], attention[row_prompt], cache
+    def _ends(self, token_ids: Sequence[int]) -> bool:
+        return token_ids[-1] in self._generator.stop_ids or self._generator.ends_turn(token_ids)
+
+    def _may_join(self) -> bool:
+        """Reading prompts and copying caches is worth it for several rows at once."""
+        if self._batch is None:
+            return bool(self._waiting)
+        enough = len(self._waiting) >= JOIN_FRACTION * len(self._rows)
+        return bool(self._waiting) and enough and self._batch.can_grow
+
+    def _admit(self) -> list[tuple[int, Completion]]:
+        """Let all that wait join the batch; returns those whose prompt fills the context."""
+        rows, prompts, without_room = [], [], []
+        for number, request in self._waiting:
+            room = self._generator.max_length - len(request.prompt_ids)
+            if min(room, request.max_new_tokens) > 0:
+                rows.append(_Row(number, request, room))
+                prompts.append(request.prompt_ids)
+            else:
+                reason = "context" if room <= 0 else "length"
+                without_room.append((number, Completion(stop_reason=reason)))
+        self._waiting = []
+        if rows:
+            joining = DecodeBatch.read(self._generator.model, prompts)
+            self._batch = joining if self._batch is None else self._batch.joined(joining)
+            self._rows += rows
+        return without_room
+
+    def _read(self, tokens: Tensor) -> None:
+        """Drop rows that have finished, and let the others read what they sampled."""
+        assert self._batch is not None
+        kept = [index for index, row in enumerate(self._rows) if not row.finished]
+        if not kept:
+            self._rows, self._batch = [], None
+            return
+        if len(self._rows) - len(kept) >= COMPACT_FRACTION * len(self._rows):
+            self._rows = [self._rows[index] for index in kept]
+            keep = torch.tensor(kept, device=tokens.device)
+            self._batch.select(keep)
+            tokens = tokens[keep]
+        self._batch.append(self._generator.model, tokens)
+
+
+class _Row:
+    """A request that is being continued."""
+
+    def __init__(self, number: int, request: Request, room: int) -> None:
+        self.number = number
+        self.completion = Completion()
+        self._budget = min(request.max_new_tokens, room)
+        self._reason_at_budget = "length" if request.max_new_tokens <= room else "context"
+        self._uniforms = request.stream.uniforms(self._budget).tolist()
+
+    @property
+    def finished(self) -> bool:
+        return self.completion.stop_reason != ""
+
+    @property
+    def uniform(self) -> float:
+        """The random number of the next token; a finished row, whose token is dropped, has one."""
+        return self._uniforms[min(len(self.completion.token_ids), self._budget - 1)]
+
+    def take(self, token: int, log_prob: float, ends: Callable[[Sequence[int]], bool]) -> None:
+        completion = self.completion
+        completion.token_ids.append(token)
+        completion.log_probs.append(log_prob)
+        if ends(completion.token_ids):
+            completion.stop_reason = "stop"
+        elif len(completion.token_ids) == self._budget:
+            completion.stop_reason = self._reason_at_budget

@@ -1,4 +1,4 @@
-"""From tasks to scored groups: G conversations per task, all of a step in one batch."""
+"""From tasks to scored groups: G conversations per task, all of a step together."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import replace
 import torch
 
 from common.rewards.reward import Reward, score
+from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import Completion, Generator, Request
+from common.rollout.generate import Completion, Generator, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
 from common.tasks.task import Task
 
 Correctness = Callable[[str, Task], bool]
+Conversation = tuple[Trajectory, Transcript]
+Converse = Callable[[Sequence[tuple[Task, StreamKey]]], list[Conversation]]
 
 
 def rollout(
@@ -23,49 +26,70 @@ def rollout(
     step: int,
     group_size: int,
     seed: int,
-    generator: Generator,
-    chat: ChatFormat,
-    sampling: Sampling,
+    converse: Converse,
     rewards: Sequence[Reward],
     is_correct: Correctness,
 ) -> list[Group]:
-    """One group of scored completions per task, in the order of the tasks."""
-    requests = [
-        Request(tuple(prompt_ids), StreamKey(seed, step, task.task_id, member))
+    """One group of scored conversations per task, in the order of the tasks.
+
+    `converse` holds a conversation about each task, with the random numbers of its stream.
+    """
+    openings = [
+        (task, StreamKey(seed, step, task.task_id, member))
         for task in tasks
-        for prompt_ids in [chat.prompt_ids(task.question)]
         for member in range(group_size)
     ]
-    completions = generator.generate(requests, sampling)
-    groups: list[Group] = []
-    for number, task in enumerate(tasks):
-        members = range(number * group_size, (number + 1) * group_size)
-        rollouts = [
-            _scored(as_trajectory(requests[i], completions[i]), chat, task, rewards, is_correct)
-            for i in members
-        ]
-        groups.append(Group(task, rollouts))
-    return groups
+    rollouts = [
+        _scored(conversation, task, rewards, is_correct)
+        for (task, _), conversation in zip(openings, converse(openings), strict=True)
+    ]
+    return [
+        _group(task, rollouts[number * group_size : (number + 1) * group_size])
+        for number, task in enumerate(tasks)
+    ]
+
+
+def single_turn(
+    openings: Sequence[tuple[Task, StreamKey]],
+    *,
+    generator: Generator,
+    chat: ChatFormat,
+    sampling: Sampling,
+    max_completion_tokens: int,
+) -> list[Conversation]:
+    """The question and one completion, all in one batch."""
+    prompts = {task.task_id: tuple(chat.prompt_ids(task.question)) for task, _ in openings}
+    requests = [
+        Request(prompts[task.task_id], stream, max_completion_tokens) for task, stream in openings
+    ]
+    trajectories = map(as_trajectory, requests, generate(generator, requests, sampling))
+    return [(trajectory, chat.transcript(trajectory)) for trajectory in trajectories]
 
 
 def as_trajectory(request: Request, completion: Completion) -> Trajectory:
     prompt = Segment(request.prompt_ids, sampled=False)
-    reply = Segment(
-        tuple(completion.token_ids), sampled=True, log_probs=tuple(completion.log_probs)
-    )
-    return Trajectory((prompt, reply), completion.stop_reason)
+    return Trajectory((prompt, as_segment(completion)), completion.stop_reason)
+
+
+def as_segment(completion: Completion) -> Segment:
+    return Segment(tuple(completion.token_ids), sampled=True, log_probs=tuple(completion.log_probs))
 
 
 def _scored(
-    trajectory: Trajectory,
-    chat: ChatFormat,
-    task: Task,
-    rewards: Sequence[Reward],
-    is_correct: Correctness,
+    conversation: Conversation, task: Task, rewards: Sequence[Reward], is_correct: Correctness
 ) -> Rollout:
-    completion = chat.decode(trajectory.sampled_ids)
-    scores, reward = score(rewards, completion, task)
-    return Rollout(trajectory, completion, scores, reward, is_correct(completion, task))
+    trajectory, transcript = conversation
+    scores, reward = score(rewards, transcript, task)
+    return Rollout(trajectory, transcript, scores, reward, is_correct(transcript, task))
+
+
+def _group(task: Task, rollouts: Sequence[Rollout]) -> Group:
+    """Errored rollouts are data, but no part of the baseline."""
+    return Group(
+        task,
+        [rollout for rollout in rollouts if not rollout.trajectory.errored],
+        errored=[rollout for rollout in rollouts if rollout.trajectory.errored],
+    )
 
 
 def with_advantages(
@@ -75,7 +99,9 @@ def with_advantages(
     return [
         replace(
             group,
-            advantages=advantages(torch.tensor(group.rewards, dtype=torch.float64)).tolist(),
+            advantages=advantages(torch.tensor(group.rewards, dtype=torch.float64)).tolist()
+            if group.rollouts
+            else [],
         )
         for group in groups
     ]

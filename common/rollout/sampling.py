@@ -20,11 +20,10 @@ EVALUATION_STEP = 2**62
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen, and how many at most."""
+    """How tokens are chosen."""
 
     temperature: float
     top_p: float
-    max_new_tokens: int
 
 
 @dataclass(frozen=True)

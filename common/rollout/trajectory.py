@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from common.rewards.transcript import Transcript
 from common.tasks.task import Task
+
+# Why a conversation ends that was cut at a limit of tokens, and one that no one can be blamed for.
+TRUNCATED = frozenset({"length", "context", "max_length"})
+ERRORED = frozenset({"tool_timeout", "error"})
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,16 @@ class Trajectory:
         )
 
     @property
+    def truncated(self) -> bool:
+        """Whether it ends where a limit of tokens cut it."""
+        return self.stop_reason in TRUNCATED
+
+    @property
+    def errored(self) -> bool:
+        """Whether a tool broke it off."""
+        return self.stop_reason in ERRORED
+
+    @property
     def num_sampled(self) -> int:
         return sum(len(segment.token_ids) for segment in self.segments if segment.sampled)
 
@@ -70,7 +85,7 @@ class Rollout:
     """A finished conversation about a task, with its scores."""
 
     trajectory: Trajectory
-    completion: str
+    completion: Transcript
     """What the policy wrote, decoded without turn delimiters."""
     scores: Mapping[str, float]
     """The raw score of every reward function."""
@@ -86,6 +101,8 @@ class Group:
     task: Task
     rollouts: Sequence[Rollout]
     advantages: Sequence[float] = field(default=())
+    errored: Sequence[Rollout] = field(default=())
+    """Conversations that a tool broke off: counted, and neither compared nor learned from."""
 
     @property
     def rewards(self) -> list[float]:

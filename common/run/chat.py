@@ -20,7 +20,7 @@ from common.models.load import (
     stop_token_ids,
 )
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import LocalGenerator, Request
+from common.rollout.generate import LocalGenerator, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
 from common.run.device import resolve_device
 
@@ -67,14 +67,14 @@ def main(config: ChatConfig) -> None:
     stop_ids = stop_token_ids(model, tokenizer) | chat.turn_end_ids
     longest = min(MAX_LENGTH, max_positions(model) or MAX_LENGTH)
     generator = LocalGenerator(model, stop_ids, longest)
-    sampling = Sampling(config.temperature, 1.0, config.max_completion_tokens)
+    sampling = Sampling(config.temperature, 1.0)
     seed = time.time_ns() % 2**63
 
     def answer(question: str, number: int) -> str:
-        request = Request(
-            tuple(chat.prompt_ids(as_question(question))), StreamKey(seed, 0, number, 0)
-        )
-        return chat.decode(generator.generate([request], sampling)[0].token_ids)
+        prompt_ids = tuple(chat.prompt_ids(as_question(question)))
+        stream = StreamKey(seed, 0, number, 0)
+        request = Request(prompt_ids, stream, config.max_completion_tokens)
+        return chat.decode(generate(generator, [request], sampling)[0].token_ids)
 
     if config.question is not None:
         console.print(answer(config.question, 0), markup=False, highlight=False)

@@ -14,7 +14,7 @@ from common.models.load import check_positions, stop_token_ids
 from common.rewards.reward import Reward
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Generator, LocalGenerator
-from common.rollout.rollout import Correctness, rollout
+from common.rollout.rollout import Conversation, Correctness, rollout, single_turn
 from common.rollout.sampling import EVALUATION_STEP, Sampling
 from common.rollout.trajectory import Group
 from common.run.config import TrainConfig
@@ -35,10 +35,12 @@ class Collector:
         is_correct: Correctness,
         interrupted: Callable[[], bool],
         ranks: Ranks = ALONE,
+        converse: Callable[..., list[Conversation]] = single_turn,
     ) -> None:
         """Once `interrupted` says so, sampling stops by raising `Interrupted`.
 
-        Tasks are split among the `ranks`, and every rank gets the groups of all.
+        Tasks are split among the `ranks`, and every rank gets the groups of all. `converse` holds
+        the conversations, in the manner of `single_turn`.
 
         Raises `UserError` if the model has fewer positions than `--max-length`.
         """
@@ -48,10 +50,12 @@ class Collector:
         self._rewards = rewards
         self._is_correct = is_correct
         self._ranks = ranks
+        self._converse = converse
         self.generator: Generator = LocalGenerator(
             model,
             stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids,
             config.max_length,
+            ends_turn=chat.ends_turn,
             use_bfloat16=config.model_options(model.device).use_bfloat16,
             interrupted=interrupted,
         )
@@ -101,14 +105,19 @@ class Collector:
 
     def _rollout(self, tasks: Sequence[Task], step: int, group_size: int) -> list[Group]:
         config = self._config
+        converse = partial(
+            self._converse,
+            generator=self.generator,
+            chat=self._chat,
+            sampling=Sampling(config.temperature, config.top_p),
+            max_completion_tokens=config.max_completion_tokens,
+        )
         work = partial(
             rollout,
             step=step,
             group_size=group_size,
             seed=config.seed,
-            generator=self.generator,
-            chat=self._chat,
-            sampling=Sampling(config.temperature, config.top_p, config.max_completion_tokens),
+            converse=converse,
             rewards=self._rewards,
             is_correct=self._is_correct,
         )

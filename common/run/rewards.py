@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from common.rewards.reward import Reward, build_rewards, score, text_rewards
+from common.rewards.transcript import Transcript
 from common.run.config import TrainConfig
 from common.tasks.task import Task
 
@@ -14,5 +15,5 @@ def load_rewards(config: TrainConfig, example: Task) -> list[Reward]:
     """
     functions = text_rewards(config.reasoning_tag)
     rewards = build_rewards(functions, config.reward, config.reward_weights)
-    score(rewards, "", example)
+    score(rewards, Transcript(""), example)
     return rewards

@@ -31,6 +31,25 @@ class Call:
     """For the model, if the status is not `ok`."""
 
 
+@dataclass(frozen=True)
+class CallRecord:
+    """One attempt to call a tool."""
+
+    tool: str
+    """Empty where the attempt could not be read so far."""
+    status: Status
+    outcome: Literal["answered", "unanswered", "timeout", "error"]
+    """`unanswered`: the conversation ended before the call was run; `error`: the tool raised."""
+    reply: str
+    seconds: float = 0.0
+
+    @property
+    def succeeded(self) -> bool:
+        """It was run, and the tool had no complaint."""
+        ran = self.status == "ok" and self.outcome == "answered"
+        return ran and not self.reply.startswith("error:")
+
+
 def closing_tag(call_format: Format) -> str:
     """Where a turn that calls a tool ends."""
     return _CLOSING[call_format]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from common.errors import UserError
 
 ToolFunction = Callable[..., str | Awaitable[str]]
+SyncFunction = TypeVar("SyncFunction", bound=Callable[..., str])
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ class Tool:
     schema: Mapping[str, Any]
     """JSON schema for the chat template of a model that was trained on them."""
     parameters: Mapping[str, inspect.Parameter]
+    instant: bool = False
+    """Whether it returns at once and depends on its arguments alone."""
+
+    @property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.function)
 
     @property
     def main_parameter(self) -> str:
@@ -42,10 +49,21 @@ class Tool:
         return None
 
 
-def make_tool(function: ToolFunction) -> Tool:
+def instant(function: SyncFunction) -> SyncFunction:
+    """Promise that a tool returns at once and depends on its arguments alone.
+
+    Such a tool runs in the order of the conversations, so that runs repeat exactly, and has no
+    limit of time.
+    """
+    vars(function)["instant"] = True
+    return function
+
+
+def make_tool(function: ToolFunction, name: str | None = None) -> Tool:
     """A tool from a function with type hints and a docstring in Google's form.
 
-    Raises `UserError` for a function that lacks either, or that takes no argument.
+    Models know it by the function's name unless told another. Raises `UserError` for a function
+    that lacks either, or that takes no argument.
     """
     from transformers.utils.chat_template_utils import (
         DocstringParsingException,
@@ -53,7 +71,7 @@ def make_tool(function: ToolFunction) -> Tool:
         get_json_schema,
     )
 
-    name = getattr(function, "__name__", repr(function))
+    name = name or str(getattr(function, "__name__", function))
     try:
         schema = get_json_schema(function)
     except (DocstringParsingException, TypeHintParsingException) as error:
@@ -61,13 +79,14 @@ def make_tool(function: ToolFunction) -> Tool:
     parameters = inspect.signature(function).parameters
     if not parameters:
         raise UserError(f"tool {name}: takes no argument; give it one for the text of a call")
-    return Tool(name, function, schema, parameters)
+    schema["function"]["name"] = name
+    return Tool(name, function, schema, parameters, getattr(function, "instant", False))
 
 
-def make_toolbox(functions: Sequence[ToolFunction]) -> dict[str, Tool]:
+def make_toolbox(tools: Iterable[Tool]) -> dict[str, Tool]:
     """Tools by name. Raises `UserError` for a name that two of them have."""
     toolbox: dict[str, Tool] = {}
-    for tool in map(make_tool, functions):
+    for tool in tools:
         if tool.name in toolbox:
             raise UserError(f"tool {tool.name}: there are two of that name; rename one")
         toolbox[tool.name] = tool

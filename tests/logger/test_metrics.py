@@ -15,6 +15,7 @@ from common.logger.metrics import (
 )
 from common.replay_buffer import Experience, ExperienceBatch
 from common.rewards.reward import Reward
+from common.rewards.transcript import Transcript
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
 from common.tasks.task import Task
 
@@ -26,7 +27,7 @@ def make_rollout(
 ) -> Rollout:
     sampled = Segment((1,) * tokens, True, (-0.5,) * tokens)
     trajectory = Trajectory((Segment((9,), False), sampled), stop)
-    return Rollout(trajectory, text, {"a": reward}, reward, correct)
+    return Rollout(trajectory, Transcript(text), {"a": reward}, reward, correct)
 
 
 def make_group(*rollouts: Rollout) -> Group:

@@ -14,7 +14,7 @@ from common.models.load import ModelOptions, load_policy, load_tokenizer, stop_t
 from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import Experience, with_log_probs
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import Completion, LocalGenerator, Request
+from common.rollout.generate import Completion, LocalGenerator, Request, generate
 from common.rollout.rollout import as_trajectory
 from common.rollout.sampling import Sampling, StreamKey
 from tests.helpers import read_rows, run_training
@@ -22,7 +22,8 @@ from tests.small_models import ARCHITECTURES, GSM8K_ROWS, SLIDING_WINDOW, write_
 
 CPU = torch.device("cpu")
 TEMPERATURE = 0.8
-SAMPLING = Sampling(TEMPERATURE, top_p=1.0, max_new_tokens=40)
+SAMPLING = Sampling(TEMPERATURE, top_p=1.0)
+MAX_NEW_TOKENS = 40
 
 
 def plain_log_probs(directory: Path, token_ids: Tensor) -> Tensor:
@@ -46,7 +47,9 @@ def requests_for(directory: Path) -> list[Request]:
     """Three members each of groups whose prompts differ in length."""
     chat = ChatFormat(load_tokenizer(str(directory)), "Answer.")
     return [
-        Request(tuple(chat.prompt_ids(row["question"])), StreamKey(1, 0, task, member))
+        Request(
+            tuple(chat.prompt_ids(row["question"])), StreamKey(1, 0, task, member), MAX_NEW_TOKENS
+        )
         for task, row in enumerate(GSM8K_ROWS[:3])
         for member in range(3)
     ]
@@ -80,7 +83,7 @@ def test_the_samplers_log_probs_are_the_learners(model_directory):
     requests = requests_for(model_directory)
     # A tenth of the vocabulary stops, so that rows leave the batch one after another.
     generator = LocalGenerator(policy.model, frozenset(range(0, 400, 20)), max_length=1000)
-    completions = generator.generate(requests, SAMPLING)
+    completions = generate(generator, requests, SAMPLING)
     assert len({len(completion.token_ids) for completion in completions}) >= 4
     experiences = [
         Experience.from_trajectory(0, as_trajectory(request, completion), 1.0)
@@ -98,9 +101,9 @@ def test_rows_that_have_finished_change_nothing_for_the_others(model_directory):
     policy = policy_of(model_directory)
     generator = LocalGenerator(policy.model, frozenset(range(0, 400, 20)), max_length=1000)
     requests = requests_for(model_directory)
-    together = generator.generate(requests, SAMPLING)
+    together = generate(generator, requests, SAMPLING)
     for request, completion in zip(requests, together, strict=True):
-        alone = generator.generate([request], SAMPLING)[0]
+        alone = generate(generator, [request], SAMPLING)[0]
         assert alone.token_ids == completion.token_ids
         assert alone.log_probs == pytest.approx(completion.log_probs, abs=1e-4)
 
@@ -129,7 +132,7 @@ def test_every_stop_token_ends_a_completion_and_is_trained_on(model_directory):
         bias[stop_id] = 100.0
         hook = projection.register_forward_hook(lambda *call, bias=bias: call[-1] + bias)
         request = requests_for(model_directory)[0]
-        completion = LocalGenerator(policy.model, stop_ids, 1000).generate([request], SAMPLING)[0]
+        completion = generate(LocalGenerator(policy.model, stop_ids, 1000), [request], SAMPLING)[0]
         hook.remove()
         assert completion.token_ids == [stop_id]
         assert completion.stop_reason == "stop"
@@ -148,7 +151,7 @@ def test_tokens_inside_a_sequence_that_look_like_padding_are_read(model_director
         row = random_ids(20, seed=2)
         row[8] = row[15] = special
         completion = Completion(row[5:].tolist(), [-1.0] * 15, "length")
-        request = Request(tuple(row[:5].tolist()), StreamKey(1, 0, 0, 0))
+        request = Request(tuple(row[:5].tolist()), StreamKey(1, 0, 0, 0), MAX_NEW_TOKENS)
         experience = Experience.from_trajectory(0, as_trajectory(request, completion), 1.0)
         scored = with_log_probs([experience], policy, None, 1)[0]
         expected = plain_log_probs(model_directory, row)[4:]

@@ -23,7 +23,7 @@ from common.models.load import (
 )
 from common.models.log_probs import AdaptersOff, TokenLogProbs
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import Interrupted, LocalGenerator, Request
+from common.rollout.generate import Interrupted, LocalGenerator, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
 from tests.small_models import SMALL_SHAPE, build_model, save_model
 
@@ -272,9 +272,9 @@ class TestGradientCheckpointing:
             embeddings = model.get_input_embeddings()
             assert isinstance(embeddings, torch.nn.Module)
             embeddings.register_forward_hook(lambda *call: widths.append(call[1][0].shape[1]))
-            request = Request(tuple(range(20, 45)), StreamKey(1, 0, 0, 0))
+            request = Request(tuple(range(20, 45)), StreamKey(1, 0, 0, 0), 6)
             generator = LocalGenerator(model, frozenset(), 100)
-            completions += generator.generate([request], Sampling(1.0, 1.0, 6))
+            completions += generate(generator, [request], Sampling(1.0, 1.0))
             assert widths == [25, 1, 1, 1, 1, 1]
             assert model.training
         assert completions[0] == completions[1]
@@ -283,7 +283,7 @@ class TestGradientCheckpointing:
         model = load_policy(options_for(saved_model("qwen2"), gradient_checkpointing=True))
         generator = LocalGenerator(model, frozenset(), 100, interrupted=lambda: True)
         with pytest.raises(Interrupted):
-            generator.generate([Request((20, 21), StreamKey(1, 0, 0, 0))], Sampling(1.0, 1.0, 6))
+            generate(generator, [Request((20, 21), StreamKey(1, 0, 0, 0), 6)], Sampling(1.0, 1.0))
         assert all(module.training for module in model.modules())
         assert model.is_activation_checkpointing
 

@@ -3,6 +3,7 @@
 import itertools
 import random
 import string
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from common.rewards.answers import is_correct, is_tagged
 from common.rewards.tags import format_exact
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator
-from common.rollout.rollout import rollout
+from common.rollout.rollout import rollout, single_turn
 from common.rollout.sampling import EVALUATION_STEP, Sampling
 from common.tasks.math_tasks import DATA_FILE, Expression
 from common.tasks.task import load_tasks, select_tasks, split_tasks
@@ -80,9 +81,13 @@ def test_the_student_is_as_unreliable_as_promised(tokenizer):
         step=EVALUATION_STEP,
         group_size=1,
         seed=1,
-        generator=LocalGenerator(model, stop_token_ids(model, tokenizer), 160),
-        chat=ChatFormat(tokenizer, ""),
-        sampling=Sampling(1.0, 1.0, 64),
+        converse=partial(
+            single_turn,
+            generator=LocalGenerator(model, stop_token_ids(model, tokenizer), 160),
+            chat=ChatFormat(tokenizer, ""),
+            sampling=Sampling(1.0, 1.0),
+            max_completion_tokens=64,
+        ),
         rewards=[],
         is_correct=is_correct,
     )

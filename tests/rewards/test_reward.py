@@ -4,6 +4,7 @@ import pytest
 
 from common.errors import UserError
 from common.rewards.reward import Reward, build_rewards, score, text_rewards
+from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 
 TASK = Task(0, "What is 1+1?", "2", {"bonus": 3})
@@ -18,7 +19,7 @@ def test_the_default_weights_sum_by_hand():
         "format_exact": 0.1,
         "format_approx": 0.0,
     }
-    scores, total = score(rewards, "<think>a</think><answer>2</answer>", TASK)
+    scores, total = score(rewards, Transcript("<think>a</think><answer>2</answer>"), TASK)
     assert scores == {
         "answer_check": 1.0,
         "number_check": 1.0,
@@ -26,7 +27,7 @@ def test_the_default_weights_sum_by_hand():
         "format_approx": 1.0,
     }
     assert total == pytest.approx(1.1)
-    assert score(rewards, "2", TASK)[1] == 0
+    assert score(rewards, Transcript("2"), TASK)[1] == 0
 
 
 def test_a_users_function_sees_the_other_columns(tmp_path, monkeypatch):
@@ -37,9 +38,9 @@ def test_a_users_function_sees_the_other_columns(tmp_path, monkeypatch):
     rewards = build_rewards(FUNCTIONS, ["my_rewards:bonus"], "answer_check=0.5")
     assert rewards[-1].name == "bonus"
     assert rewards[-1].weight == 1.0
-    assert score(rewards, "abcd", TASK)[1] == 12
+    assert score(rewards, Transcript("abcd"), TASK)[1] == 12
     named = build_rewards(FUNCTIONS, ["my_rewards:bonus"], "bonus=0.25")
-    assert score(named, "abcd", TASK)[1] == 3
+    assert score(named, Transcript("abcd"), TASK)[1] == 3
 
 
 @pytest.mark.parametrize(
@@ -66,4 +67,4 @@ def test_mistakes_are_named_in_one_line(own, weights, complaint):
 @pytest.mark.parametrize("value", [math.nan, math.inf, "1", None])
 def test_a_score_that_is_no_finite_number_is_an_error_and_not_a_zero(value):
     with pytest.raises(UserError, match="reward odd gave"):
-        score([Reward("odd", lambda completion, task: value, 1.0)], "", TASK)
+        score([Reward("odd", lambda completion, task: value, 1.0)], Transcript(""), TASK)

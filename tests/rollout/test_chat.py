@@ -154,8 +154,8 @@ def test_the_date_in_a_template_stands_still(date):
         ("<|im_start|>user\nHello.<|im_end|>\n", "writes the user's message 0 times"),
         (CHATML + CHATML, "writes the user's message 2 times"),
         ("{{ raise_exception('Only tools are answered') }}", "Only tools are answered"),
-        ("{% for message in messages %}", "cannot render a question"),
-        ("{{ messages[0]['content'] + 1 }}", "cannot render a question"),
+        ("{% for message in messages %}", "cannot render user messages"),
+        ("{{ messages[0]['content'] + 1 }}", "cannot render user messages"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_a_mistake_in_one_line(template, complaint):

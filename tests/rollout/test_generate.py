@@ -1,14 +1,16 @@
 """What a conversation samples depends on the conversation, not on the company it keeps."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
-from common.rollout.generate import Interrupted, LocalGenerator, Request
+from common.rollout.generate import Interrupted, LocalGenerator, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
 
-SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=24)
+SAMPLING = Sampling(temperature=1.0, top_p=1.0)
+MAX_NEW_TOKENS = 24
 STOP_IDS = frozenset(range(0, 512, 40))
 
 
@@ -16,7 +18,7 @@ def make_requests() -> list[Request]:
     rng = random.Random(0)
     prompts = [tuple(rng.randrange(512) for _ in range(rng.randint(1, 9))) for _ in range(5)]
     return [
-        Request(prompt, StreamKey(1, 2, task, member))
+        Request(prompt, StreamKey(1, 2, task, member), MAX_NEW_TOKENS)
         for task, prompt in enumerate(prompts)
         for member in range(4)
     ]
@@ -29,12 +31,12 @@ def generator(model64) -> LocalGenerator:
 
 def test_a_conversation_is_the_same_alone_and_in_any_batch_and_order(generator):
     requests = make_requests()
-    together = generator.generate(requests, SAMPLING)
+    together = generate(generator, requests, SAMPLING)
     lengths = {len(completion.token_ids) for completion in together}
     assert len(lengths) > 5
-    alone = [generator.generate([request], SAMPLING)[0] for request in requests]
+    alone = [generate(generator, [request], SAMPLING)[0] for request in requests]
     order = random.Random(1).sample(range(len(requests)), len(requests))
-    shuffled = generator.generate([requests[index] for index in order], SAMPLING)
+    shuffled = generate(generator, [requests[index] for index in order], SAMPLING)
     for index, completion in enumerate(together):
         for other in (alone[index], shuffled[order.index(index)]):
             assert other.token_ids == completion.token_ids
@@ -43,9 +45,9 @@ def test_a_conversation_is_the_same_alone_and_in_any_batch_and_order(generator):
 
 
 def test_greedy_decoding_takes_the_likeliest_token_of_a_plain_forward_pass(model64):
-    request = make_requests()[0]
+    request = replace(make_requests()[0], max_new_tokens=6)
     generator = LocalGenerator(model64, frozenset(), max_length=100)
-    completion = generator.generate([request], Sampling(0.0, 1.0, 6))[0]
+    completion = generate(generator, [request], Sampling(0.0, 1.0))[0]
     ids = list(request.prompt_ids)
     for token in completion.token_ids:
         with torch.no_grad():
@@ -55,8 +57,8 @@ def test_greedy_decoding_takes_the_likeliest_token_of_a_plain_forward_pass(model
 
 def test_log_probs_are_those_of_a_plain_forward_pass(generator, model64):
     requests = make_requests()
-    sampling = Sampling(0.7, 1.0, 24)
-    for request, completion in zip(requests, generator.generate(requests, sampling), strict=True):
+    sampling = Sampling(0.7, 1.0)
+    for request, completion in zip(requests, generate(generator, requests, sampling), strict=True):
         ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
         with torch.no_grad():
             log_probs = torch.log_softmax(model64(ids).logits[0] / 0.7, dim=-1)
@@ -68,7 +70,7 @@ def test_log_probs_are_those_of_a_plain_forward_pass(generator, model64):
 def test_stop_reasons(generator):
     reasons = set()
     for request, completion in zip(
-        make_requests(), generator.generate(make_requests(), SAMPLING), strict=True
+        make_requests(), generate(generator, make_requests(), SAMPLING), strict=True
     ):
         ids = completion.token_ids
         reasons.add(completion.stop_reason)
@@ -76,17 +78,17 @@ def test_stop_reasons(generator):
         if completion.stop_reason == "stop":
             assert ids[-1] in STOP_IDS
         elif completion.stop_reason == "length":
-            assert len(ids) == SAMPLING.max_new_tokens
+            assert len(ids) == MAX_NEW_TOKENS
         else:
             assert len(request.prompt_ids) + len(ids) == 30
     assert reasons == {"stop", "length", "context"}
 
 
 def test_a_prompt_that_fills_the_context_gets_an_empty_completion(generator):
-    full = Request(tuple(range(1, 31)), StreamKey(1, 2, 3, 4))
-    empty, other = generator.generate([full, make_requests()[0]], SAMPLING)
+    full = Request(tuple(range(1, 31)), StreamKey(1, 2, 3, 4), MAX_NEW_TOKENS)
+    empty, other = generate(generator, [full, make_requests()[0]], SAMPLING)
     assert (empty.token_ids, empty.stop_reason) == ([], "context")
-    assert other.token_ids == generator.generate(make_requests()[:1], SAMPLING)[0].token_ids
+    assert other.token_ids == generate(generator, make_requests()[:1], SAMPLING)[0].token_ids
 
 
 def test_an_interruption_ends_decoding_at_once(model64):
@@ -98,5 +100,5 @@ def test_an_interruption_ends_decoding_at_once(model64):
 
     generator = LocalGenerator(model64, frozenset(), max_length=999, interrupted=interrupted)
     with pytest.raises(Interrupted):
-        generator.generate(make_requests(), SAMPLING)
+        generate(generator, make_requests(), SAMPLING)
     assert len(asked) == 4

@@ -1,13 +1,15 @@
+from functools import partial
+
 import pytest
 import torch
 
 from common.rewards.answers import is_correct
 from common.rewards.reward import Reward, build_rewards, text_rewards
 from common.rollout.chat import ChatFormat
-from common.rollout.rollout import rollout, with_advantages
+from common.rollout.rollout import rollout, single_turn, with_advantages
 from common.rollout.sampling import Sampling, StreamKey
 from common.tasks.task import Task
-from tests.helpers import ScriptedGenerator
+from tests.helpers import ScriptedGenerator, scripted_lines
 
 TASKS = [Task(11, "What is 1+1?", "2"), Task(22, "What is 1+2?", "3")]
 SCRIPT = ["<think> 1+1=2</think><answer> 2</answer>", "2", "<answer> 3</answer>"]
@@ -17,7 +19,7 @@ REWARDS = build_rewards(text_rewards("think"), [], "answer_check=1,format_exact=
 @pytest.fixture
 def scripted(tokenizer) -> ScriptedGenerator:
     lines = [tokenizer(line, add_special_tokens=False).input_ids for line in SCRIPT]
-    return ScriptedGenerator(lines, tokenizer.eos_token_id)
+    return scripted_lines(lines, tokenizer.eos_token_id)
 
 
 def run(generator, tokenizer, rewards=REWARDS, max_new_tokens=64):
@@ -26,9 +28,13 @@ def run(generator, tokenizer, rewards=REWARDS, max_new_tokens=64):
         step=5,
         group_size=3,
         seed=9,
-        generator=generator,
-        chat=ChatFormat(tokenizer, ""),
-        sampling=Sampling(1.0, 1.0, max_new_tokens),
+        converse=partial(
+            single_turn,
+            generator=generator,
+            chat=ChatFormat(tokenizer, ""),
+            sampling=Sampling(1.0, 1.0),
+            max_completion_tokens=max_new_tokens,
+        ),
         rewards=rewards,
         is_correct=is_correct,
     )

@@ -19,7 +19,7 @@ def frequencies(sampling: Sampling, draws: int = 40_000) -> np.ndarray:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_frequencies_match_the_distribution(temperature):
     expected = torch.softmax(LOGITS.double() / temperature, dim=0).numpy()
-    counts = frequencies(Sampling(temperature, 1.0, 1))
+    counts = frequencies(Sampling(temperature, 1.0))
     possible = expected > 0
     assert counts[~possible].sum() == 0
     assert chisquare(counts[possible], expected[possible] * counts.sum()).pvalue > 0.001
@@ -29,7 +29,7 @@ def test_frequencies_match_the_distribution(temperature):
 def test_frequencies_match_the_nucleus(top_p, kept):
     """softmax(LOGITS) is 0.56, 0.21, 0.08, 0.03, 0 and 0.13."""
     expected = torch.softmax(LOGITS.double(), dim=0).numpy()[kept]
-    counts = frequencies(Sampling(1.0, top_p, 1))
+    counts = frequencies(Sampling(1.0, top_p))
     assert counts.sum() == counts[kept].sum()
     if len(kept) > 1:
         assert chisquare(counts[kept], expected / expected.sum() * counts.sum()).pvalue > 0.001
@@ -37,12 +37,12 @@ def test_frequencies_match_the_nucleus(top_p, kept):
 
 def test_the_log_prob_is_that_of_the_whole_distribution_also_under_top_p():
     uniforms = torch.tensor([0.99], dtype=torch.float64)
-    tokens, log_probs = sample_tokens(LOGITS[None], uniforms, Sampling(2.0, 0.5, 1))
+    tokens, log_probs = sample_tokens(LOGITS[None], uniforms, Sampling(2.0, 0.5))
     assert log_probs[0] == torch.log_softmax(LOGITS / 2, dim=0)[tokens[0]]
 
 
 def test_temperature_zero_takes_the_likeliest_token():
-    tokens, log_probs = sample_tokens(LOGITS[None], torch.tensor([0.999]), Sampling(0.0, 1.0, 1))
+    tokens, log_probs = sample_tokens(LOGITS[None], torch.tensor([0.999]), Sampling(0.0, 1.0))
     assert tokens.tolist() == [0]
     assert log_probs[0] == torch.log_softmax(LOGITS, dim=0)[0]
 
@@ -51,7 +51,7 @@ def test_temperature_zero_takes_the_likeliest_token():
 def test_the_extremes_of_the_unit_interval_never_choose_an_impossible_token(values):
     logits = torch.tensor([[*values, 0.0]]).expand(2, -1)
     extremes = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
-    tokens, log_probs = sample_tokens(logits, extremes, Sampling(1.0, 1.0, 1))
+    tokens, log_probs = sample_tokens(logits, extremes, Sampling(1.0, 1.0))
     assert torch.isfinite(logits.gather(1, tokens[:, None])).all()
     assert (log_probs > -110).all()
 

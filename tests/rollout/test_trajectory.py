@@ -1,5 +1,6 @@
 import pytest
 
+from common.rewards.transcript import Transcript
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
 from common.tasks.task import Task
 
@@ -31,7 +32,9 @@ def test_a_segment_has_log_probs_exactly_for_sampled_tokens():
 def test_a_group_has_a_signal_if_any_reward_differs():
     def group(*rewards: float) -> Group:
         empty = Trajectory((), "stop")
-        return Group(Task(0, "", ""), [Rollout(empty, "", {}, r, False) for r in rewards])
+        return Group(
+            Task(0, "", ""), [Rollout(empty, Transcript(""), {}, r, False) for r in rewards]
+        )
 
     assert group(0.0, 0.0, 1.0).has_signal
     assert not group(17.3, 17.3).has_signal

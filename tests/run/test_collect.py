@@ -16,6 +16,7 @@ from common.rollout.rollout import with_advantages
 from common.run.collect import Collector
 from common.run.config import TrainConfig, resolve_defaults
 from common.tasks.task import Task
+from tests.helpers import ScriptedGenerator
 
 TASKS = [Task(number, f"What is {number}+1?", str(number + 1)) for number in range(12)]
 
@@ -25,20 +26,12 @@ class Config(TrainConfig):
     experiment: ClassVar[str] = "test"
 
 
-class TaskGenerator:
+def complete(request: Request) -> Completion:
     """Members of an even task's group answer with lengths 1, 2, ...; of an odd task's all alike."""
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-
-    def generate(self, requests, sampling):
-        self.seen += [request.stream.task_id for request in requests]
-        return [self._complete(request, sampling.max_new_tokens) for request in requests]
-
-    def _complete(self, request: Request, limit: int) -> Completion:
-        length = request.stream.member + 1 if request.stream.task_id % 2 == 0 else 1
-        ids = [20] * min(length, limit)
-        return Completion(ids, [-1.0] * len(ids), "stop" if length <= limit else "length")
+    limit = request.max_new_tokens
+    length = request.stream.member + 1 if request.stream.task_id % 2 == 0 else 1
+    ids = [20] * min(length, limit)
+    return Completion(ids, [-1.0] * len(ids), "stop" if length <= limit else "length")
 
 
 def length_reward(completion: str, task: Task) -> float:
@@ -52,7 +45,7 @@ def collect(tokenizer, **flags):
     rewards = [Reward("length", length_reward, 1.0)]
     chat = ChatFormat(tokenizer, "")
     collector = Collector(config, model, chat, rewards, is_correct, lambda: False)
-    generator = collector.generator = TaskGenerator()
+    generator = collector.generator = ScriptedGenerator(complete)
     return collector, generator
 
 
@@ -69,17 +62,17 @@ def test_dynamic_sampling_draws_until_enough_groups_have_a_signal(tokenizer):
     groups = collector.train(TASKS, 0)
     assert len(groups) == 3
     assert all(group.has_signal and group.task.task_id % 2 == 0 for group in groups)
-    drawn = len(generator.seen) // 4
+    drawn = len(generator.requests) // 4
     assert drawn % 3 == 0
     assert 3 < drawn <= 12
-    assert len(set(generator.seen)) == drawn
+    assert len({request.stream.task_id for request in generator.requests}) == drawn
 
 
 def test_dynamic_sampling_gives_up_after_its_draws(tokenizer):
     odd = [task for task in TASKS if task.task_id % 2]
     collector, generator = collect(tokenizer, dynamic_sampling=2)
     groups = collector.train(odd, 0)
-    assert len(generator.seen) == 2 * 3 * 4
+    assert len(generator.requests) == 2 * 3 * 4
     assert len(groups) == 3
     assert not any(group.has_signal for group in groups)
     few = [*odd[:5], TASKS[0]]
@@ -90,7 +83,7 @@ def test_dynamic_sampling_gives_up_after_its_draws(tokenizer):
 def test_a_step_does_not_depend_on_how_many_draws_the_step_before_took(tokenizer):
     collector, generator = collect(tokenizer, dynamic_sampling=2)
     alone = [group.task.task_id for group in collector.train(TASKS, 1)]
-    generator.seen.clear()
+    generator.requests.clear()
     collector.train(TASKS, 0)
     assert [group.task.task_id for group in collector.train(TASKS, 1)] == alone
 

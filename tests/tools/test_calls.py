@@ -33,7 +33,7 @@ async def wait(seconds: float, names: list[str]) -> str:
     return f"{seconds} {names}"
 
 
-TOOLBOX = make_toolbox([calculate, search, wait])
+TOOLBOX = make_toolbox(map(make_tool, (calculate, search, wait)))
 
 
 def hermes(**call) -> str:
@@ -187,7 +187,7 @@ def test_a_function_that_is_no_tool_is_refused_by_name(function, complaint):
 
 def test_a_name_that_two_tools_have_is_refused():
     with pytest.raises(UserError, match="tool search: there are two"):
-        make_toolbox([search, search])
+        make_toolbox([make_tool(search), make_tool(search)])
 
 
 def test_the_schema_is_that_of_hints_and_docstring():

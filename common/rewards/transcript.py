@@ -1,0 +1,37 @@
+"""What reward functions look at: what the policy wrote, and what came of its tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from common.tools.calls import CallRecord
+
+Role = Literal["assistant", "tool"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation after the question."""
+
+    role: Role
+    content: str
+
+
+class Transcript(str):
+    """The text of all that the policy wrote, one turn after another, and nothing that it read.
+
+    A string, so that a function of a completion's text scores a whole conversation too.
+    """
+
+    messages: tuple[Message, ...]
+    calls: tuple[CallRecord, ...]
+
+    def __new__(
+        cls, text: str, messages: Sequence[Message] = (), calls: Sequence[CallRecord] = ()
+    ) -> Transcript:
+        self = super().__new__(cls, text)
+        self.messages = tuple(messages)
+        self.calls = tuple(calls)
+        return self

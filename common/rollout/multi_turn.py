@@ -1,0 +1,148 @@
+"""Conversations in which the policy calls tools, all of a step held together.
+
+    ready -> generating -> done
+      ^          |
+      +-- tool <-+
+
+Whatever is ready joins the decode loop; tools run beside it and hold nobody up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from common.rewards.tags import ANSWER_TAG, extract_tag
+from common.rewards.transcript import Message, Transcript
+from common.rollout import rollout
+from common.rollout.generate import Completion, Generator, Request
+from common.rollout.sampling import Sampling, StreamKey
+from common.rollout.tool_chat import ToolChat
+from common.rollout.trajectory import Segment, Trajectory
+from common.tasks.task import Task
+from common.tools.calls import Call, CallRecord
+from common.tools.runner import ToolRunner
+
+# A reply after which there is less room than this, in tokens, is not worth reading.
+ROOM_TO_ANSWER = 8
+
+# How long to wait for tools before asking again whether somebody wants the run to stop.
+_PATIENCE = 0.05
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one conversation may take."""
+
+    max_turns: int
+    """Turns of the policy."""
+    max_length: int
+    """Tokens in all."""
+    max_tool_tokens: int
+    """Tokens of one reply of a tool; longer ones are cut."""
+    max_invalid_calls: int
+    """A conversation ends with this many calls that could not be run."""
+
+
+def multi_turn(
+    openings: Sequence[tuple[Task, StreamKey]],
+    *,
+    generator: Generator,
+    chat: ToolChat,
+    sampling: Sampling,
+    max_completion_tokens: int,
+    runner: ToolRunner,
+    limits: Limits,
+) -> list[rollout.Conversation]:
+    """Hold a conversation about each task; `max_completion_tokens` counts all turns of one."""
+    conversations = [
+        _Conversation(task, stream, chat, limits, max_completion_tokens)
+        for task, stream in openings
+    ]
+    with generator.decoding(sampling) as decoding:
+        for number, conversation in enumerate(conversations):
+            decoding.add(number, conversation.request())
+        while decoding.busy or runner.busy:
+            for number, completion in sorted(decoding.advance(), key=lambda turn: turn[0]):
+                if call := conversations[number].take(completion):
+                    runner.start(number, call)
+            for number, record in runner.finished(0.0 if decoding.busy else _PATIENCE):
+                conversations[number].hear(record)
+                if not conversations[number].stop_reason:
+                    decoding.add(number, conversations[number].request())
+    return [conversation.finished() for conversation in conversations]
+
+
+class _Conversation:
+    """One of them, so far."""
+
+    def __init__(
+        self,
+        task: Task,
+        stream: StreamKey,
+        chat: ToolChat,
+        limits: Limits,
+        max_completion_tokens: int,
+    ) -> None:
+        self.stop_reason = ""
+        self._stream = stream
+        self._chat = chat
+        self._limits = limits
+        self._budget = max_completion_tokens
+        self._segments = [Segment(tuple(chat.prompt_ids(task.question)), sampled=False)]
+        self._messages: list[Message] = []
+        self._turns: list[str] = []
+        self._calls: list[CallRecord] = []
+
+    @property
+    def _token_ids(self) -> list[int]:
+        return Trajectory(tuple(self._segments), "").token_ids
+
+    def request(self) -> Request:
+        """The next turn, for whatever the budget of sampled tokens has left."""
+        stream = replace(self._stream, turn=len(self._turns))
+        return Request(tuple(self._token_ids), stream, self._budget)
+
+    def take(self, completion: Completion) -> Call | None:
+        """Add a turn that the policy wrote; returns the call to answer, if it goes on."""
+        self._segments.append(rollout.as_segment(completion))
+        self._budget -= len(completion.token_ids)
+        turn = self._chat.decode(completion.token_ids)
+        self._turns.append(turn)
+        self._messages.append(Message("assistant", turn))
+        call = self._chat.call_in(turn)
+        self.stop_reason = self._reason_to_stop(completion, turn, call)
+        if call is None or not self.stop_reason:
+            return call
+        self._calls.append(CallRecord(call.name, call.status, "unanswered", call.complaint))
+        return None
+
+    def _reason_to_stop(self, completion: Completion, turn: str, call: Call | None) -> str:
+        if completion.stop_reason != "stop":
+            return "max_length"
+        if call is None:
+            return "no_tool_call" if extract_tag(turn, ANSWER_TAG) is None else "answered"
+        if len(self._turns) == self._limits.max_turns:
+            return "max_turns"
+        invalid = sum(record.status != "ok" for record in self._calls) + (call.status != "ok")
+        return "invalid_calls" if invalid == self._limits.max_invalid_calls else ""
+
+    def hear(self, record: CallRecord) -> None:
+        """Add the reply to the call of the last turn, or end for want of one."""
+        if record.outcome != "answered":
+            self._calls.append(record)
+            self.stop_reason = "tool_timeout" if record.outcome == "timeout" else "error"
+            return
+        record = replace(record, reply=self._chat.cut(record.reply, self._limits.max_tool_tokens))
+        bridge = self._chat.bridge(self._segments[-1].token_ids, record.reply)
+        self._calls.append(record)
+        room = self._limits.max_length - len(self._token_ids) - len(bridge)
+        if min(room, self._budget) < ROOM_TO_ANSWER:
+            self.stop_reason = "max_length"
+            return
+        self._segments.append(Segment(tuple(bridge), sampled=False))
+        self._messages.append(Message("tool", record.reply))
+
+    def finished(self) -> rollout.Conversation:
+        trajectory = Trajectory(tuple(self._segments), self.stop_reason)
+        return trajectory, Transcript("\n".join(self._turns), self._messages, self._calls)

@@ -1,0 +1,135 @@
+"""From a tool's reply to the tokens between one turn of the policy and the next."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import transformers
+
+from common.errors import UserError
+from common.rollout.chat import ChatFormat
+from common.rollout.stop_strings import StopString
+from common.tools.calls import Call, Format, closing_tag, parse_calls
+from common.tools.toolbox import Tool
+
+_TURNS = ("FIRSTTURN", "SECONDTURN")
+_REPLIES = ("FIRSTREPLY", "SECONDREPLY")
+_CUT = " [cut]"
+# No token of a common vocabulary is longer; more characters need not be looked at.
+_CHARACTERS_PER_TOKEN = 128
+
+
+class ToolChat(ChatFormat):
+    """A chat in which the policy may call tools.
+
+    The bridge from a finished turn to the next is what the template writes between the two. It is
+    appended to the tokens so far, which stay as they were sampled.
+    """
+
+    def __init__(
+        self,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        system_prompt: str,
+        toolbox: Mapping[str, Tool],
+        call_format: Format,
+    ) -> None:
+        """Raises `UserError` for a chat template that cannot hold such a conversation."""
+        schemas = [tool.schema for tool in toolbox.values()] if call_format == "hermes" else []
+        super().__init__(tokenizer, system_prompt, schemas)
+        self.toolbox = toolbox
+        self.call_format: Format = call_format
+        self._ends_call = StopString(tokenizer, closing_tag(call_format))
+        self._check_template()
+        before, _, after = self._bridge_text(_REPLIES[0]).partition(_REPLIES[0])
+        self._around = (self.encode(before), self.encode(after))
+        self._num_special_in_bridge = sum(map(self.count_special, self._around))
+
+    def ends_turn(self, token_ids: Sequence[int]) -> bool:
+        """Whether a call has just been closed: what follows is for the tool to say."""
+        return self._ends_call(token_ids)
+
+    def call_in(self, turn: str) -> Call | None:
+        """The attempt to call a tool in what the policy wrote, if there is one."""
+        return next(iter(parse_calls(turn, self.call_format, self.toolbox)), None)
+
+    def bridge(self, turn_ids: Sequence[int], reply: str) -> list[int]:
+        """The end of a turn, as far as it was not sampled, the reply, and the next turn's opening.
+
+        A reply that spells a delimiter is encoded apart, as plain text, so that it cannot end its
+        own turn.
+        """
+        whole = self.encode(self._bridge_text(reply))
+        if self.count_special(whole) != self._num_special_in_bridge:
+            before, after = self._around
+            whole = before + self.encode_plain(reply) + after
+        end = next((i for i, token in enumerate(whole) if token in self.turn_end_ids), None)
+        ended = bool(turn_ids) and end is not None and turn_ids[-1] == whole[end]
+        return whole[end + 1 :] if ended and end is not None else whole
+
+    def cut(self, reply: str, max_tokens: int) -> str:
+        """The reply, shortened to that many tokens, the mark of the cut included."""
+        token_ids = self.encode_plain(reply[: max_tokens * _CHARACTERS_PER_TOKEN])
+        if len(token_ids) <= max_tokens and len(reply) <= max_tokens * _CHARACTERS_PER_TOKEN:
+            return reply
+        kept = token_ids[: max(0, max_tokens - len(self.encode_plain(_CUT)))]
+        return self.decode(kept).rstrip("\N{REPLACEMENT CHARACTER}") + _CUT
+
+    def _bridge_text(self, reply: str) -> str:
+        rendered = self.render([*self.opening, *_exchange(0, reply)])
+        return rendered.partition(_TURNS[0])[2]
+
+    def _check_template(self) -> None:
+        """Refuse a template that would write earlier turns anew once there are later ones."""
+        name = self.tokenizer.name_or_path
+        opening = self.render(self.opening)
+        once = self.render([*self.opening, *_exchange(0, _REPLIES[0])])
+        twice = self.render([*self.opening, *_exchange(0, _REPLIES[0]), *_exchange(1, _REPLIES[1])])
+        for schema in self._tool_schemas:
+            if schema["function"]["name"] not in opening:
+                raise UserError(
+                    f"--tool-format hermes: the chat template of {name} does not show tools; "
+                    "use --tool-format tags"
+                )
+        if any(once.count(text) != 1 for text in (_TURNS[0], _REPLIES[0])):
+            raise UserError(
+                f"the chat template of {name} has no place for the reply of a tool (role tool) "
+                "after a turn of the assistant; use a model with another chat template"
+            )
+        bridge = once.partition(_TURNS[0])[2]
+        before, _, rest = twice.partition(_TURNS[0])
+        between, _, after = rest.partition(_TURNS[1])
+        second_bridge = bridge.replace(_REPLIES[0], _REPLIES[1])
+        for what, first, later in (
+            ("the question", opening, before),
+            ("the reply of a tool", bridge, between),
+            ("the second reply of a tool", second_bridge, after),
+        ):
+            if not _same_but_for_an_empty_thought(first, later):
+                raise UserError(
+                    f"the chat template of {name} rewrites {what} once there are later turns "
+                    f"({_difference(first, later)}); what the policy saw could not be learned "
+                    "from; use a model with another chat template"
+                )
+
+
+def _exchange(number: int, reply: str) -> list[dict[str, str]]:
+    return [
+        {"role": "assistant", "content": _TURNS[number]},
+        {"role": "tool", "content": reply},
+    ]
+
+
+def _same_but_for_an_empty_thought(first: str, later: str) -> bool:
+    """Earlier turns stay as they were sampled, so what opens one may lack its empty thought."""
+    thought = r"<think>\s*</think>\s*$"
+    return re.sub(thought, "", first).rstrip() == re.sub(thought, "", later).rstrip()
+
+
+def _difference(first: str, later: str) -> str:
+    """The first place where two texts part."""
+    same = next(
+        (i for i, (a, b) in enumerate(zip(first, later, strict=False)) if a != b),
+        min(len(first), len(later)),
+    )
+    return f"{first[same : same + 30]!r} becomes {later[same : same + 30]!r}"
