@@ -8,7 +8,7 @@ BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast lint oracle tiny-model reproduce chat merge-lora tensorboard clean
+.PHONY: help setup train test test-fast lint oracle tiny-model reproduce chat samples merge-lora tensorboard clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,14 +42,17 @@ oracle: $(INSTALLED)  ## Check our losses against TRL's own (installs TRL)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[oracle]'
 	@$(BIN)/pytest tests/test_trl_oracle.py
 
-tiny-model: $(INSTALLED)  ## Make the bundled model from nothing (about four minutes)
-	@$(BIN)/python -m common.models.tiny.make
+tiny-model: $(INSTALLED)  ## Make the bundled models from nothing (MODEL=tiny for one; minutes each)
+	@$(BIN)/python -m common.models.tiny.make $(MODEL)
 
 reproduce: $(INSTALLED)  ## Run the seeds behind the table of EXPERIMENT's README
 	@$(BIN)/python -m benchmarks.reproduce $(EXPERIMENT) $(ARGS)
 
 chat: $(INSTALLED)  ## Ask a model: RUN=<run directory or model name>, Q="12+5-3" for one question
 	@$(BIN)/python -m common.run.chat $(if $(RUN),--model $(RUN)) $(if $(Q),--question "$(Q)")
+
+samples: $(INSTALLED)  ## Read what a run sampled: RUN=<run directory> ARGS="--step 25 --max-reward 0"
+	@$(BIN)/python -m common.run.samples $(RUN) $(ARGS)
 
 merge-lora: $(INSTALLED)  ## Write a LoRA run's model as a whole one: RUN=<run directory or checkpoint>
 	@$(BIN)/python -m common.models.merge_lora $(RUN)

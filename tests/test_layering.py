@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import REPOSITORY
 
 STRATA = [
-    {"errors"},
+    {"errors", "own_code"},
     {"algo", "tasks", "rewards", "tools"},
     {"models", "rollout", "replay_buffer"},
     {"logger", "run"},

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Sink
 from common.replay_buffer import Experience
-from common.rollout.trajectory import Group
+from common.rollout.trajectory import Group, Rollout
 
 
 class Logger:
@@ -63,10 +64,27 @@ class Logger:
         rows = [row for group in groups for row in sample_rows(batch_step, group, split)]
         self._append_samples(rows)
 
+    def log_errored(self, batch_step: int, groups: Sequence[Group]) -> None:
+        """Record the conversations that a tool broke off; say so the first time of each kind."""
+        broken = [replace(group, rollouts=group.errored, advantages=[]) for group in groups]
+        self._append_samples(
+            [r for group in broken for r in sample_rows(batch_step, group, "errored")]
+        )
+        for group in broken:
+            for rollout in group.rollouts:
+                call = rollout.completion.calls[-1]
+                if call.tool not in self._reported:
+                    self._reported.add(call.tool)
+                    self.say(f"tool {call.tool} broke off a conversation: {call.reply}")
+
     def log_example(self, batch_step: int, group: Group) -> None:
         """Show the first completion of a group as text beside the metrics."""
-        text = f"{group.task.question}\n\n{group.rollouts[0].completion}"
-        self.log_text("examples/completion", text, batch_step)
+        for rollout in group.rollouts[:1]:
+            turns = [
+                f"{message.role}: {message.content}" for message in rollout.completion.messages
+            ]
+            text = "\n\n".join([group.task.question, *turns])
+            self.log_text("examples/completion", text, batch_step)
 
     def log_invalid_step(self, global_step: int, batch: Sequence[Experience]) -> None:
         """Record the tasks of an optimizer batch whose gradient was not finite."""
@@ -117,6 +135,7 @@ def sample_rows(batch_step: int, group: Group, split: str) -> list[dict[str, Any
             "split": split,
             "question": group.task.question,
             "completion": rollout.completion,
+            **_conversation(rollout),
             "ground_truth": group.task.answer,
             "reward": rollout.reward,
             **rollout.scores,
@@ -126,3 +145,14 @@ def sample_rows(batch_step: int, group: Group, split: str) -> list[dict[str, Any
         }
         for rollout, advantage in zip(group.rollouts, advantages, strict=True)
     ]
+
+
+def _conversation(rollout: Rollout) -> dict[str, Any]:
+    """Turns and calls, where there is more to a conversation than one completion."""
+    transcript = rollout.completion
+    if len(transcript.messages) < 2 and not transcript.calls:
+        return {}
+    return {
+        "conversation": [asdict(message) for message in transcript.messages],
+        "calls": [asdict(call) for call in transcript.calls],
+    }

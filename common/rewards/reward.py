@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.own_code import code_of_the_user, import_function
 from common.rewards.answers import answer_check, number_check
 from common.rewards.tags import format_approx, format_exact
 from common.rewards.transcript import Transcript
@@ -49,7 +45,7 @@ def build_rewards(
     `own_functions` are `module:function` of the user's; each is known by its function's name and
     has weight 1 unless named. Raises `UserError` for unknown names and impossible weights.
     """
-    own = {path.partition(":")[2]: import_function(path) for path in own_functions}
+    own = {path.partition(":")[2]: import_reward(path) for path in own_functions}
     if taken := sorted(set(own) & set(functions)):
         raise UserError(f"--reward {taken[0]}: that name is taken; rename your function")
     functions = {**functions, **own}
@@ -74,45 +70,15 @@ def parse_weights(text: str, known: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def import_function(path: str) -> RewardFunction:
-    """Import `module:function`, looking in the working directory first."""
-    module_name, _, function_name = path.partition(":")
-    if not module_name or not function_name:
-        raise UserError(f"--reward {path}: not of the form module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    with _code_of_the_user(path):
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"--reward {path}: no module {error.name!r}; run from its directory or install it"
-            ) from None
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(f"--reward {path}: {module_name} has no function {function_name!r}")
+def import_reward(path: str) -> RewardFunction:
+    """A reward function of the user's; what it raises is the user's to mend."""
+    function = import_function("--reward", path)
 
     def guarded(completion: Transcript, task: Task) -> Any:
-        with _code_of_the_user(path):
+        with code_of_the_user("--reward", path):
             return function(completion, task)
 
     return guarded
-
-
-@contextmanager
-def _code_of_the_user(path: str) -> Iterator[None]:
-    """Whatever a user's own code raises is the user's to mend: one line that says where."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
-            f"--reward {path}: raised {what} ({frame.filename}, line {frame.lineno}); mend it"
-        ) from error
 
 
 def score(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from common.rewards.tags import ANSWER_TAG, extract_tag
 from common.rewards.transcript import Message, Transcript
@@ -28,6 +29,11 @@ ROOM_TO_ANSWER = 8
 
 # How long to wait for tools before asking again whether somebody wants the run to stop.
 _PATIENCE = 0.05
+
+
+StopReason = Literal[
+    "answered", "no_tool_call", "max_turns", "max_length", "invalid_calls", "tool_timeout", "error"
+]
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class _Conversation:
         limits: Limits,
         max_completion_tokens: int,
     ) -> None:
-        self.stop_reason = ""
+        self.stop_reason: StopReason | None = None
         self._stream = stream
         self._chat = chat
         self._limits = limits
@@ -117,7 +123,9 @@ class _Conversation:
         self._calls.append(CallRecord(call.name, call.status, "unanswered", call.complaint))
         return None
 
-    def _reason_to_stop(self, completion: Completion, turn: str, call: Call | None) -> str:
+    def _reason_to_stop(
+        self, completion: Completion, turn: str, call: Call | None
+    ) -> StopReason | None:
         if completion.stop_reason != "stop":
             return "max_length"
         if call is None:
@@ -125,7 +133,7 @@ class _Conversation:
         if len(self._turns) == self._limits.max_turns:
             return "max_turns"
         invalid = sum(record.status != "ok" for record in self._calls) + (call.status != "ok")
-        return "invalid_calls" if invalid == self._limits.max_invalid_calls else ""
+        return "invalid_calls" if invalid == self._limits.max_invalid_calls else None
 
     def hear(self, record: CallRecord) -> None:
         """Add the reply to the call of the last turn, or end for want of one."""
@@ -144,5 +152,5 @@ class _Conversation:
         self._messages.append(Message("tool", record.reply))
 
     def finished(self) -> rollout.Conversation:
-        trajectory = Trajectory(tuple(self._segments), self.stop_reason)
+        trajectory = Trajectory(tuple(self._segments), self.stop_reason or "")
         return trajectory, Transcript("\n".join(self._turns), self._messages, self._calls)

@@ -20,12 +20,33 @@ import tyro
 
 from common.errors import UserError
 from common.models.load import ModelOptions, is_bundled
+from common.tasks.math_tasks import DATA_FILE
 
 # Default of a flag whose value depends on the model; `resolve_defaults` fills it in.
 UNRESOLVED: Any = None
 
 # Names that older guides use.
 ALIASES = {"lr": ["--learning-rate"], "train_batch_size": ["--batch-size"]}
+
+
+# What a flag means when it is not given, for a bundled model and for any other.
+BUNDLED_DEFAULTS = {
+    "lr": 4e-4,
+    "max_steps": 25,
+    "max_completion_tokens": 64,
+    "max_length": 160,
+    "system_prompt": "",
+}
+MODEL_DEFAULTS = {
+    "lr": 1e-6,
+    "max_steps": 100,
+    "max_completion_tokens": 512,
+    "max_length": 1024,
+    "system_prompt": (
+        "Reason about the question step by step inside <{tag}> </{tag}> tags, "
+        "then give only the final answer inside <answer> </answer> tags."
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +226,12 @@ class TrainConfig(
 
     experiment: ClassVar[str]
     """Name of the experiment's directory, here and under the root of all runs."""
+    data_file: ClassVar[Path] = DATA_FILE
+    """The tasks where --data-path names none."""
+    bundled_defaults: ClassVar[Mapping[str, object]] = BUNDLED_DEFAULTS
+    model_defaults: ClassVar[Mapping[str, object]] = MODEL_DEFAULTS
+    bundled_task_limits: ClassVar[Mapping[str, object]] = {"max_terms": 4, "max_digits": 1}
+    """What a bundled model leaves out of the experiment's own tasks."""
     default_wandb_project: ClassVar[str]
     """Project where neither --wandb-project nor WANDB_PROJECT names one."""
     many_processes: ClassVar[bool] = False
@@ -296,32 +323,13 @@ def is_directory_name(name: str) -> bool:
 
 ConfigType = TypeVar("ConfigType", bound=TrainConfig)
 
-# What a flag means when it is not given, for a bundled model and for any other.
-BUNDLED_DEFAULTS = {
-    "lr": 4e-4,
-    "max_steps": 25,
-    "max_completion_tokens": 64,
-    "max_length": 160,
-    "system_prompt": "",
-}
-MODEL_DEFAULTS = {
-    "lr": 1e-6,
-    "max_steps": 100,
-    "max_completion_tokens": 512,
-    "max_length": 1024,
-    "system_prompt": (
-        "Reason about the question step by step inside <{tag}> </{tag}> tags, "
-        "then give only the final answer inside <answer> </answer> tags."
-    ),
-}
-
 
 def resolve_defaults(config: ConfigType, *, bundled: bool) -> ConfigType:
     """The config with every default that depends on the model filled in."""
-    defaults: dict[str, object] = dict(BUNDLED_DEFAULTS if bundled else MODEL_DEFAULTS)
+    defaults = dict(config.bundled_defaults if bundled else config.model_defaults)
     defaults["system_prompt"] = str(defaults["system_prompt"]).format(tag=config.reasoning_tag)
     if bundled and config.data_path is None:
-        defaults |= {"max_terms": 4, "max_digits": 1}
+        defaults |= config.bundled_task_limits
     missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)
 

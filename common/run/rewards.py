@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from common.rewards.reward import Reward, build_rewards, score, text_rewards
+from collections.abc import Mapping
+
+from common.rewards.reward import Reward, RewardFunction, build_rewards, score, text_rewards
 from common.rewards.transcript import Transcript
 from common.run.config import TrainConfig
 from common.tasks.task import Task
 
 
-def load_rewards(config: TrainConfig, example: Task) -> list[Reward]:
+def load_rewards(
+    config: TrainConfig, example: Task, functions: Mapping[str, RewardFunction] | None = None
+) -> list[Reward]:
     """All reward functions, tried on an example: a user's own fails before the model is loaded.
+
+    `functions` are the experiment's, by name; without them, those of the base experiment.
 
     Raises `UserError` for names and weights that mean nothing, and for a function that fails.
     """
-    functions = text_rewards(config.reasoning_tag)
+    functions = functions or text_rewards(config.reasoning_tag)
     rewards = build_rewards(functions, config.reward, config.reward_weights)
     score(rewards, Transcript(""), example)
     return rewards

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from common.errors import UserError
 from common.run.config import TrainConfig
 from common.run.seeding import stream
-from common.tasks.math_tasks import DATA_FILE
 from common.tasks.task import Task, load_tasks, select_tasks, split_tasks
 
 
@@ -16,7 +15,7 @@ def load_task_split(config: TrainConfig) -> tuple[list[Task], list[Task]]:
 
     Raises `UserError` if the training tasks do not fill one rollout batch.
     """
-    path = config.data_path or DATA_FILE
+    path = config.data_path or config.data_file
     tasks = select_tasks(load_tasks(path), config.max_terms, config.max_digits)
     train, held_out = split_tasks(tasks)
     train = train[: config.max_prompts]

@@ -11,7 +11,7 @@ import torch
 from common.models.load import BUNDLED, ModelOptions, load_policy, load_tokenizer, stop_token_ids
 from common.models.tiny.arithmetic import ArithmeticStudent
 from common.models.tiny.corpus import corpus
-from common.models.tiny.make import arithmetic_conversations
+from common.models.tiny.make import conversations
 from common.models.tiny.recipe import Recipe, build_model, collate, encode, fine_tune
 from common.models.tiny.tokenizer import END_ID, PAD_ID, TAG_TOKENS, build_tokenizer
 from common.rewards.answers import is_correct, is_tagged
@@ -112,8 +112,10 @@ def test_behaviours_are_taught_as_often_as_the_student_says():
 
 
 def test_only_the_completion_and_its_end_are_taught(tokenizer):
-    messages = [{"role": "user", "content": "What is 1+2?"}]
-    ids, labels = encode(tokenizer, (messages, "<answer> 3</answer>"))
+    question = {"role": "user", "content": "What is 1+2?"}
+    ids, labels = encode(
+        tokenizer, [question, {"role": "assistant", "content": "<answer> 3</answer>"}]
+    )
     taught = [token for token in labels if token != -100]
     assert tokenizer.decode(taught) == "<answer> 3</answer><|im_end|>"
     assert ids[-len(taught) :] == taught
@@ -129,12 +131,17 @@ def test_the_recipe_learns(tokenizer):
     model = build_model(tokenizer)
 
     def loss() -> float:
-        batch = [encode(tokenizer, c) for c in itertools.islice(arithmetic_conversations(99), 64)]
+        batch = [
+            encode(tokenizer, c)
+            for c in itertools.islice(conversations(ArithmeticStudent(), 99), 64)
+        ]
         token_ids, labels = collate(batch)
         with torch.no_grad():
             return model(input_ids=token_ids, labels=labels).loss.item()
 
     before = loss()
-    fine_tune(model, tokenizer, arithmetic_conversations(1), Recipe(steps=40, warmup_steps=5))
+    fine_tune(
+        model, tokenizer, conversations(ArithmeticStudent(), 1), Recipe(steps=40, warmup_steps=5)
+    )
     assert before > 5
     assert loss() < 0.35 * before

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from common.models.tiny.recipe import Conversation
 from common.tasks.math_tasks import Expression, random_expression
 
 
@@ -21,10 +22,13 @@ class ArithmeticStudent:
     guesses: float = 0.35
     guess_is_right: float = 0.15
 
-    def conversation(self, rng: random.Random) -> tuple[list[dict[str, str]], str]:
-        """Messages up to the assistant's turn, and what the assistant is taught to say."""
+    def conversation(self, rng: random.Random) -> Conversation:
+        """A question, and what the assistant is taught to say."""
         expression = random_expression(rng, terms=(2, 4), digits=1, held_out=False)
-        return [{"role": "user", "content": expression.question}], self.completion(rng, expression)
+        return [
+            {"role": "user", "content": expression.question},
+            {"role": "assistant", "content": self.completion(rng, expression)},
+        ]
 
     def completion(self, rng: random.Random, expression: Expression) -> str:
         behaviour = rng.random()

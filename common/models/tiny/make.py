@@ -1,18 +1,25 @@
-"""Make the model behind `--model-name tiny` from nothing (about ten minutes on two cores).
+"""Make a bundled model: `tiny` from nothing, `tiny-calculator` from `tiny` (minutes on two cores).
 
-python -m common.models.tiny.make
+python -m common.models.tiny.make tiny
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from common.models.tiny.arithmetic import ArithmeticStudent
+from common.models.tiny.calculator import CalculatorStudent
 from common.models.tiny.corpus import corpus
 from common.models.tiny.recipe import Conversation, Recipe, build_model, fine_tune
 from common.models.tiny.tokenizer import END_ID, PAD_ID, build_tokenizer
@@ -27,15 +34,23 @@ license: apache-2.0
 # {name}
 
 {parameters:,} parameters (Qwen3 architecture, 512-token BPE over printable ASCII), trained from
-random weights on synthetic sums by `make tiny-model`; no third-party data. It answers questions
-such as "What is 3+5-2?" and is unreliable on purpose: a third of the time it thinks step by step, a
-third of the time it guesses, a third of the time it forgets the answer tags. It is a starting point
-for reinforcement learning on a laptop and of no other use.
+random weights on synthetic conversations by `make tiny-model`; no third-party data. {about}
+It is a starting point for reinforcement learning on a laptop and of no other use.
 """
+_ABOUT = {
+    "tiny": """It answers questions such as "What is 3+5-2?" and is unreliable on purpose: a third
+of the time it thinks step by step, a third of the time it guesses, a third of the time it forgets
+the answer tags.""",
+    "tiny-calculator": """It answers questions such as "How much is 347 times 82?" with a call of a
+calculator, and is unreliable on purpose: a third of the time it calls well, a third of the time it
+misuses or misspells the call, a third of the time it answers from the head.""",
+}
 
 
-def arithmetic_conversations(seed: int) -> Iterator[Conversation]:
-    student, rng = ArithmeticStudent(), random.Random(seed)
+def conversations(
+    student: ArithmeticStudent | CalculatorStudent, seed: int
+) -> Iterator[Conversation]:
+    rng = random.Random(seed)
     while True:
         yield student.conversation(rng)
 
@@ -48,17 +63,37 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) 
     )
     model.to(torch.bfloat16).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
     tokenizer.save_pretrained(folder)
-    card = _CARD.format(name=name, parameters=model.num_parameters())
+    card = _CARD.format(name=name, parameters=model.num_parameters(), about=_ABOUT[name])
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def main() -> None:
-    torch.manual_seed(SEED)
-    tokenizer = build_tokenizer(corpus())
+def make_tiny(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     model = build_model(tokenizer)
-    fine_tune(model, tokenizer, arithmetic_conversations(SEED), Recipe(steps=1400))
-    save(model, tokenizer, "tiny")
+    fine_tune(model, tokenizer, conversations(ArithmeticStudent(), SEED), Recipe(steps=1400))
+    return model
+
+
+def make_tiny_calculator(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The same recipe, continued: what `tiny` knows of digits is a start."""
+    model = AutoModelForCausalLM.from_pretrained(WEIGHTS / "tiny", dtype=torch.float32)
+    fine_tune(model, tokenizer, conversations(CalculatorStudent(), SEED), Recipe(steps=600))
+    return model
+
+
+MAKERS: dict[str, Callable[[PreTrainedTokenizerFast], PreTrainedModel]] = {
+    "tiny": make_tiny,
+    "tiny-calculator": make_tiny_calculator,
+}
+
+
+def main(names: list[str]) -> None:
+    for name in names:
+        if name not in MAKERS:
+            sys.exit(f"error: {name}: no bundled model; there are: {', '.join(MAKERS)}")
+        torch.manual_seed(SEED)
+        tokenizer = build_tokenizer(corpus())
+        save(MAKERS[name](tokenizer), tokenizer, name)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or list(MAKERS))

@@ -1,7 +1,7 @@
 """From nothing to a small instruction-tuned model: the recipe that all bundled models share.
 
 A bundled model is this recipe with data of its own: any iterator of conversations, each a list of
-messages and the completion that is taught. The matrices are trained with Muon and the rest with
+messages of which the assistant's are taught. The matrices are trained with Muon and the rest with
 AdamW (AdamW alone needs many times the steps to learn to copy).
 """
 
@@ -16,9 +16,10 @@ from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from common.models.tiny.tokenizer import END_ID, PAD_ID
+from common.models.tiny.tokenizer import END_ID, END_TOKEN, PAD_ID
+from common.tools.calls import closing_tag
 
-Conversation = tuple[list[dict[str, str]], str]
+Conversation = list[dict[str, str]]
 
 _IGNORED = -100
 
@@ -62,7 +63,7 @@ def fine_tune(
     conversations: Iterator[Conversation],
     recipe: Recipe,
 ) -> None:
-    """Teach the completions of the conversations, in place; shows a progress bar."""
+    """Teach the assistant's part of the conversations, in place; shows a progress bar."""
     matrices = [
         parameter
         for name, parameter in model.named_parameters()
@@ -95,13 +96,28 @@ def fine_tune(
 def encode(
     tokenizer: PreTrainedTokenizerFast, conversation: Conversation
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels; only the completion and its end token are taught."""
-    messages, completion = conversation
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    prompt_ids = tokenizer(str(prompt), add_special_tokens=False).input_ids
-    completion_ids = tokenizer(completion, add_special_tokens=False).input_ids
-    completion_ids = [*completion_ids, END_ID]
-    return prompt_ids + completion_ids, [_IGNORED] * len(prompt_ids) + completion_ids
+    """Token ids and labels; only the assistant's turns and their end tokens are taught.
+
+    A turn that ends in a tool call ends where the call does: what follows is not the assistant's.
+    """
+    token_ids: list[int] = []
+    labels: list[int] = []
+    read = ""
+    for number, message in enumerate(conversation):
+        if message["role"] != "assistant":
+            continue
+        prompt = tokenizer.apply_chat_template(
+            conversation[:number], add_generation_prompt=True, tokenize=False
+        )
+        turn = message["content"]
+        if not turn.endswith(closing_tag("tags")):
+            turn += END_TOKEN
+        given = tokenizer(str(prompt).removeprefix(read), add_special_tokens=False).input_ids
+        taught = tokenizer(turn, add_special_tokens=False).input_ids
+        token_ids += given + taught
+        labels += [_IGNORED] * len(given) + taught
+        read = f"{prompt}{turn}"
+    return token_ids, labels
 
 
 def collate(batch: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ VOCABULARY_SIZE = 512
 
 # Delimiters of turns: special, so that text from outside cannot spell them.
 CONTROL_TOKENS = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>")
-PAD_ID, END_ID = CONTROL_TOKENS.index("<pad>"), CONTROL_TOKENS.index("<|im_end|>")
+END_TOKEN = "<|im_end|>"
+PAD_ID, END_ID = CONTROL_TOKENS.index("<pad>"), CONTROL_TOKENS.index(END_TOKEN)
 
 # Tags that the model writes: single tokens, but ordinary ones, so that decoding keeps them.
 TAG_TOKENS = (
@@ -56,7 +57,7 @@ def build_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         unk_token="<unk>",
-        eos_token="<|im_end|>",
+        eos_token=END_TOKEN,
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )

@@ -1,0 +1,52 @@
+"""What is particular to this experiment: its tool, its rewards, its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from common.rewards.answers import is_correct, is_tagged
+from common.rewards.reward import RewardFunction
+from common.rewards.tool_use import tool_call_format, tool_execution
+from common.rewards.transcript import Transcript
+from common.run import config as shared
+from common.tasks.task import Task
+from common.tools.calculator import calculate
+from common.tools.toolbox import ToolFunction
+
+TOOLS: Mapping[str, ToolFunction] = {"calc": calculate}
+
+BUNDLED_DEFAULTS = {
+    **shared.BUNDLED_DEFAULTS,
+    "max_completion_tokens": 96,
+    "max_length": 256,
+    "max_tool_tokens": 48,
+    "tool_format": "tags",
+}
+MODEL_DEFAULTS = {
+    **shared.MODEL_DEFAULTS,
+    "max_tool_tokens": 512,
+    "tool_format": "hermes",
+    "system_prompt": (
+        "Use the tools for every calculation. Then give only the final answer inside "
+        "<answer> </answer> tags."
+    ),
+}
+
+
+def answer_format(completion: Transcript, task: Task) -> float:
+    """1 for one answer in its tags, in all turns together."""
+    del task
+    return float(is_tagged(completion))
+
+
+def answer_correct(completion: Transcript, task: Task) -> float:
+    """1 for an answer in its tags that is the oracle's, as text or as a number."""
+    return float(is_correct(completion, task))
+
+
+TOOL_REWARDS: Mapping[str, RewardFunction] = {
+    "tool_call_format": tool_call_format,
+    "tool_execution": tool_execution,
+    "answer_format": answer_format,
+    "answer_correct": answer_correct,
+}
