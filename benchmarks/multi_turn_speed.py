@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 
 from common.models.load import ModelOptions, load_policy, load_tokenizer, stop_token_ids
-from common.rollout.generate import Completion, Decoding, Generator, LocalGenerator, Request
+from common.rollout.generate import Completion, Generator, LocalGenerator, Request, generate
 from common.rollout.multi_turn import Limits, multi_turn
 from common.rollout.rollout import Conversation
 from common.rollout.sampling import Sampling, StreamKey
@@ -56,33 +56,34 @@ class SpeedConfig:
 
 
 class LockStepGenerator:
-    """Hands completions out when all of them are there."""
+    """Every turn is one batch of whole prompts, handed out when all completions are there."""
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
 
     @contextmanager
     def decoding(self, sampling: Sampling) -> Iterator[LockStepDecoding]:
-        with self._generator.decoding(sampling) as decoding:
-            yield LockStepDecoding(decoding)
+        yield LockStepDecoding(self._generator, sampling)
 
 
 class LockStepDecoding:
-    def __init__(self, decoding: Decoding) -> None:
-        self._decoding = decoding
+    def __init__(self, generator: Generator, sampling: Sampling) -> None:
+        self._generator = generator
+        self._sampling = sampling
+        self._waiting: list[tuple[int, Request]] = []
 
     def add(self, number: int, request: Request) -> None:
-        self._decoding.add(number, request)
+        self._waiting.append((number, request))
 
     @property
     def busy(self) -> bool:
-        return self._decoding.busy
+        return bool(self._waiting)
 
     def advance(self) -> list[tuple[int, Completion]]:
-        finished: list[tuple[int, Completion]] = []
-        while self._decoding.busy:
-            finished += self._decoding.advance()
-        return finished
+        numbers, requests = zip(*self._waiting, strict=True) if self._waiting else ((), ())
+        self._waiting = []
+        completions = generate(self._generator, requests, self._sampling)
+        return list(zip(numbers, completions, strict=True))
 
 
 class LockStepRunner(ToolRunner):

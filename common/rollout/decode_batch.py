@@ -4,22 +4,106 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import transformers
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
+
+# Tokens for which a cache has room before it is copied into a larger one.
+ROOM = 32
+
+
+class RoomyLayer(DynamicLayer):
+    """Full attention's cache of a layer, into which a token is written without copying the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffers: tuple[Tensor, Tensor] | None = None
+        self._start = self._end = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        if self._buffers is None:
+            self.lazy_initialization(key_states, value_states)
+            return self._hold([key_states], [value_states], key_states.shape[-2])
+        end = self._end + key_states.shape[-2]
+        keys, values = self._buffers
+        if end > keys.shape[-2]:
+            length = end - self._start
+            keys, values = self.contents
+            keys = torch.cat([keys, key_states], dim=-2)
+            values = torch.cat([values, value_states], dim=-2)
+            return self._hold([keys], [values], length)
+        keys[:, :, self._end : end] = key_states
+        values[:, :, self._end : end] = value_states
+        return self._show(self._start, end)
+
+    @property
+    def contents(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, `rows heads time features`."""
+        assert self._buffers is not None
+        keys, values = (buffer[:, :, self._start : self._end] for buffer in self._buffers)
+        return keys, values
+
+    def subset(self, rows: Int[Tensor, " kept"]) -> RoomyLayer:
+        """A layer with these rows, in this order."""
+        assert self._buffers is not None
+        layer = RoomyLayer()
+        layer.lazy_initialization(*self._buffers)
+        keys, values = (buffer.index_select(0, rows) for buffer in self._buffers)
+        layer._buffers = (keys, values)
+        layer._show(self._start, self._end)
+        return layer
+
+    def drop_columns(self, count: int) -> None:
+        self._show(self._start + count, self._end)
+
+    @classmethod
+    def stacked(cls, layers: Sequence[RoomyLayer]) -> RoomyLayer:
+        """The rows of several layers, each padded on the left to the longest."""
+        keys, values = zip(*(layer.contents for layer in layers), strict=True)
+        stacked = cls()
+        stacked.lazy_initialization(keys[0], values[0])
+        stacked._hold(keys, values, max(part.shape[-2] for part in keys))
+        return stacked
+
+    def _hold(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], length: int
+    ) -> tuple[Tensor, Tensor]:
+        new_keys, new_values = (_with_room(parts, length) for parts in (keys, values))
+        self._buffers = (new_keys, new_values)
+        return self._show(0, length)
+
+    def _show(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        self._start, self._end = start, end
+        self.keys, self.values = self.contents
+        return self.contents
+
+
+def _with_room(parts: Sequence[Tensor], length: int) -> Tensor:
+    """The parts below one another, each ending at `length`, with zeros before and room after."""
+    rows = sum(len(part) for part in parts)
+    _, heads, _, features = parts[0].shape
+    buffer = parts[0].new_empty(rows, heads, length + ROOM, features)
+    row = 0
+    for part in parts:
+        start = length - part.shape[-2]
+        buffer[row : row + len(part), :, :start] = 0
+        buffer[row : row + len(part), :, start:length] = part
+        row += len(part)
+    return buffer
 
 
 @dataclass
 class DecodeBatch:
-    """Rows are padded on the left: position `time` of each is the one that was read last."""
+    """Rows are padded on the left: the last position of each is the one that was read last."""
 
     logits: Float[Tensor, "rows vocab"]
     attention: Int[Tensor, "rows time"]
-    """1 on what a row has read, 0 on its padding."""
+    """1 on what a row has read, 0 on what is not its own."""
     cache: transformers.DynamicCache
 
     @classmethod
@@ -28,81 +112,97 @@ class DecodeBatch:
     ) -> DecodeBatch:
         """A row per prompt; each distinct prompt is read once."""
         distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-        length = max(len(prompt) for prompt in distinct)
-        padded = torch.tensor([[0] * (length - len(prompt)) + list(prompt) for prompt in distinct])
-        lengths = torch.tensor([[len(prompt)] for prompt in distinct])
-        attention = (torch.arange(length) >= length - lengths).long().to(model.device)
         cache = transformers.DynamicCache(config=model.config)
-        logits = model(
-            input_ids=padded.to(model.device),
-            attention_mask=attention,
-            position_ids=(attention.cumsum(dim=-1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        batch = cls(logits, attention, cache)
+        if all(type(layer) is DynamicLayer for layer in cache.layers):
+            cache = _cache_of([RoomyLayer() for _ in cache.layers])
+        device = model.device
+        nothing = torch.zeros(len(distinct), 0, device=device)
+        batch = cls(nothing, nothing.long(), cache)
+        batch.extend(model, list(distinct))
         if len(distinct) < len(prompts):
             of_prompt = [distinct[prompt] for prompt in prompts]
-            batch.select(torch.tensor(of_prompt, device=model.device))
+            batch.select(torch.tensor(of_prompt, device=device))
         return batch
 
     @property
     def can_grow(self) -> bool:
         """Whether rows can join: layers that keep a window or a state have no room for padding."""
-        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        return all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
 
-    def append(self, model: transformers.PreTrainedModel, tokens: Int[Tensor, " rows"]) -> None:
-        """Let each row read a token."""
-        positions = self.attention.sum(dim=-1)
-        ones = self.attention.new_ones(len(tokens), 1)
-        self.attention = torch.cat([self.attention, ones], dim=-1)
+    def extend(
+        self, model: transformers.PreTrainedModel, token_ids: Sequence[Sequence[int]]
+    ) -> None:
+        """Let each row read some tokens."""
+        length = max(map(len, token_ids))
+        padded = torch.tensor([[0] * (length - len(ids)) + list(ids) for ids in token_ids])
+        lengths = torch.tensor([[len(ids)] for ids in token_ids])
+        self._forward(model, padded, torch.arange(length) >= length - lengths)
+
+    def append(
+        self,
+        model: transformers.PreTrainedModel,
+        tokens: Int[Tensor, " rows"],
+        reading: Bool[Tensor, " rows"],
+    ) -> None:
+        """Let the rows that are `reading` read a token each; the others stay where they are."""
+        self._forward(model, tokens[:, None], reading[:, None])
+
+    def _forward(
+        self,
+        model: transformers.PreTrainedModel,
+        token_ids: Int[Tensor, "rows new"],
+        reading: Bool[Tensor, "rows new"],
+    ) -> None:
+        new = reading.to(self.attention)
+        positions = self.attention.sum(dim=-1, keepdim=True) + new.cumsum(dim=-1) - 1
+        self.attention = torch.cat([self.attention, new], dim=-1)
         self.logits = model(
-            input_ids=tokens[:, None],
+            input_ids=token_ids.to(model.device),
             attention_mask=self.attention,
-            position_ids=positions[:, None],
+            position_ids=positions.clamp(min=0),
             past_key_values=self.cache,
             use_cache=True,
+            logits_to_keep=1,
         ).logits[:, -1]
 
     def select(self, rows: Int[Tensor, " kept"]) -> None:
         """Keep these rows, in this order."""
-        self.logits, self.attention = self.logits[rows], self.attention[rows]
-        self.cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
         if self.can_grow:
-            self._drop_columns(int(self.attention.any(dim=0).int().argmax()))
+            vars(self).update(vars(self.subset(rows)))
+        else:
+            self.logits, self.attention = self.logits[rows], self.attention[rows]
+            self.cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
 
-    def _drop_columns(self, count: int) -> None:
-        """Forget columns that are padding in every row."""
-        if count:
-            self.attention = self.attention[:, count:]
-            for layer, keys, values in _contents(self.cache):
-                layer.keys, layer.values = keys[:, :, count:], values[:, :, count:]
+    def subset(self, rows: Int[Tensor, " kept"]) -> DecodeBatch:
+        """A batch of these rows, in this order, without columns that none of them has read."""
+        attention = self.attention[rows]
+        unread = int(attention.any(dim=0).int().argmax())
+        layers = [layer.subset(rows) for layer in self._layers]
+        for layer in layers:
+            layer.drop_columns(unread)
+        return DecodeBatch(self.logits[rows], attention[:, unread:], _cache_of(layers))
 
-    def joined(self, other: DecodeBatch) -> DecodeBatch:
-        """The rows of this batch and then those of another."""
-        length = max(self.attention.shape[1], other.attention.shape[1])
+    @staticmethod
+    def joined(batches: Sequence[DecodeBatch]) -> DecodeBatch:
+        """The rows of all batches, one after another."""
+        if len(batches) == 1:
+            return batches[0]
+        length = max(batch.attention.shape[1] for batch in batches)
+        attention = [
+            torch.nn.functional.pad(batch.attention, (length - batch.attention.shape[1], 0))
+            for batch in batches
+        ]
+        by_layer = zip(*(batch._layers for batch in batches), strict=True)
+        cache = _cache_of([RoomyLayer.stacked(layers) for layers in by_layer])
+        logits = torch.cat([batch.logits for batch in batches])
+        return DecodeBatch(logits, torch.cat(attention), cache)
 
-        def stacked(mine: Tensor, theirs: Tensor, dim: int) -> Tensor:
-            return torch.cat([_widened(mine, length, dim), _widened(theirs, length, dim)])
-
-        for (layer, keys, values), (_, more_keys, more_values) in zip(
-            _contents(self.cache), _contents(other.cache), strict=True
-        ):
-            layer.keys = stacked(keys, more_keys, -2)
-            layer.values = stacked(values, more_values, -2)
-        logits = torch.cat([self.logits, other.logits])
-        return DecodeBatch(logits, stacked(self.attention, other.attention, -1), self.cache)
-
-
-def _contents(cache: transformers.DynamicCache) -> list[tuple[DynamicLayer, Tensor, Tensor]]:
-    """Each layer with its keys and values, `rows heads time features`."""
-    layers = cast(list[DynamicLayer], cache.layers)
-    return [(layer, cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in layers]
+    @property
+    def _layers(self) -> list[RoomyLayer]:
+        return [layer for layer in self.cache.layers if isinstance(layer, RoomyLayer)]
 
 
-def _widened(values: Tensor, length: int, dim: int) -> Tensor:
-    """Zeros put before `values` until it has that length."""
-    shape = list(values.shape)
-    shape[dim] = length - shape[dim]
-    return torch.cat([values.new_zeros(shape), values], dim=dim)
+def _cache_of(layers: Sequence[RoomyLayer]) -> transformers.DynamicCache:
+    cache = transformers.DynamicCache()
+    cache.layers[:] = layers
+    return cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,10 +16,10 @@ from common.rollout.decode_batch import DecodeBatch
 from common.rollout.sampling import Sampling, StreamKey, sample_tokens
 
 # Dropping finished rows copies the cache of the others, so it waits until this share has finished.
-COMPACT_FRACTION = 1 / 8
+COMPACT_FRACTION = 1 / 4
 
-# Joining copies the cache of all rows, so requests wait until they are this share of the batch.
-JOIN_FRACTION = 1 / 8
+# Joining copies the cache of all rows, so requests wait until they are this share of those at work.
+JOIN_FRACTION = 1 / 2
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,10 @@ class LocalDecoding:
     """A batch of rows, a token each at a time.
 
     A prompt that several requests share is read once and its cache repeated. Rows that have
-    finished leave the batch, and requests that wait take their places where the cache can be put
-    together from parts, which that of a sliding window cannot: there they wait for the whole batch.
+    finished leave the batch, and requests that wait take their places. One that goes on where a
+    completion of the same number was stopped by `ends_turn` reads only what is new to it. A cache
+    that cannot be put together from parts, such as that of a sliding window, has none of this:
+    requests wait for the whole batch, and are read from their beginning.
     """
 
     def __init__(self, generator: LocalGenerator, sampling: Sampling) -> None:
@@ -141,6 +144,7 @@ class LocalDecoding:
         self._waiting: list[tuple[int, Request]] = []
         self._rows: list[_Row] = []
         self._batch: DecodeBatch | None = None
+        self._paused: dict[int, _Paused] = {}
 
     @property
     def busy(self) -> bool:
@@ -164,53 +168,103 @@ class LocalDecoding:
             self._rows, tokens.tolist(), log_probs.tolist(), strict=True
         ):
             if not row.finished:
-                row.take(token, log_prob, self._ends)
+                row.take(token, log_prob, self._generator)
                 if row.finished:
                     finished.append(row)
         self._read(tokens)
         return without_room + [(row.number, row.completion) for row in finished]
 
-    def _ends(self, token_ids: Sequence[int]) -> bool:
-        return token_ids[-1] in self._generator.stop_ids or self._generator.ends_turn(token_ids)
-
     def _may_join(self) -> bool:
         """Reading prompts and copying caches is worth it for several rows at once."""
         if self._batch is None:
             return bool(self._waiting)
-        enough = len(self._waiting) >= JOIN_FRACTION * len(self._rows)
+        running = sum(not row.finished for row in self._rows)
+        enough = len(self._waiting) >= JOIN_FRACTION * running
         return bool(self._waiting) and enough and self._batch.can_grow
 
     def _admit(self) -> list[tuple[int, Completion]]:
         """Let all that wait join the batch; returns those whose prompt fills the context."""
-        rows, prompts, without_room = [], [], []
+        self._drop_finished()
+        new: list[_Row] = []
+        resumed: list[_Row] = []
+        without_room: list[tuple[int, Completion]] = []
         for number, request in self._waiting:
             room = self._generator.max_length - len(request.prompt_ids)
-            if min(room, request.max_new_tokens) > 0:
-                rows.append(_Row(number, request, room))
-                prompts.append(request.prompt_ids)
-            else:
+            if min(room, request.max_new_tokens) <= 0:
                 reason = "context" if room <= 0 else "length"
                 without_room.append((number, Completion(stop_reason=reason)))
+                continue
+            paused = self._paused.get(number)
+            goes_on = paused is not None and paused.row.is_prefix_of(request.prompt_ids)
+            (resumed if goes_on else new).append(_Row(number, request, room))
         self._waiting = []
-        if rows:
-            joining = DecodeBatch.read(self._generator.model, prompts)
-            self._batch = joining if self._batch is None else self._batch.joined(joining)
-            self._rows += rows
+        parts = [self._batch] if self._batch is not None else []
+        if new:
+            prompts = [row.prompt_ids for row in new]
+            parts.append(DecodeBatch.read(self._generator.model, prompts))
+        if resumed:
+            parts.append(self._resume(resumed))
+        if parts:
+            self._batch = DecodeBatch.joined(parts)
+        self._rows += new + resumed
         return without_room
 
+    def _resume(self, rows: list[_Row]) -> DecodeBatch:
+        """The rows with the cache of their earlier turns, and what is new in their prompts read."""
+        paused = [self._paused.pop(row.number) for row in rows]
+        # Rows that paused together are one part, which the sort keeps in one piece.
+        order = sorted(range(len(rows)), key=lambda index: id(paused[index].batch))
+        rows[:] = [rows[index] for index in order]
+        paused = [paused[index] for index in order]
+        parts = [
+            together[0].batch.subset(_indices([p.index for p in together], together[0].batch))
+            for together in (
+                list(group) for _, group in groupby(paused, key=lambda part: id(part.batch))
+            )
+        ]
+        batch = DecodeBatch.joined(parts)
+        unread = [
+            row.prompt_ids[before.row.num_read :] for row, before in zip(rows, paused, strict=True)
+        ]
+        batch.extend(self._generator.model, unread)
+        return batch
+
     def _read(self, tokens: Tensor) -> None:
-        """Drop rows that have finished, and let the others read what they sampled."""
+        """Let the rows that go on read what they sampled; drop the others once there are many."""
         assert self._batch is not None
         kept = [index for index, row in enumerate(self._rows) if not row.finished]
-        if not kept:
-            self._rows, self._batch = [], None
-            return
         if len(self._rows) - len(kept) >= COMPACT_FRACTION * len(self._rows):
-            self._rows = [self._rows[index] for index in kept]
-            keep = torch.tensor(kept, device=tokens.device)
-            self._batch.select(keep)
-            tokens = tokens[keep]
-        self._batch.append(self._generator.model, tokens)
+            tokens = tokens[_indices(kept, self._batch)]
+            self._drop_finished()
+        if self._batch is not None:
+            # Without room for padding, what a finished row reads is its own affair.
+            pausing = self._batch.can_grow
+            reading = [not (pausing and row.finished) for row in self._rows]
+            self._batch.append(
+                self._generator.model, tokens, torch.tensor(reading, device=tokens.device)
+            )
+
+    def _drop_finished(self) -> None:
+        """Take the finished rows out of the batch, and keep those that may go on."""
+        if self._batch is None:
+            return
+        if self._batch.can_grow:
+            pausing = [index for index, row in enumerate(self._rows) if row.paused]
+            if pausing:
+                batch = self._batch.subset(_indices(pausing, self._batch))
+                for place, index in enumerate(pausing):
+                    row = self._rows[index]
+                    self._paused[row.number] = _Paused(row, batch, place)
+        kept = [index for index, row in enumerate(self._rows) if not row.finished]
+        if not kept:
+            self._batch = None
+        elif len(kept) < len(self._rows):
+            self._batch.select(_indices(kept, self._batch))
+        self._rows = [self._rows[index] for index in kept]
+
+
+def _indices(places: list[int], batch: DecodeBatch) -> Tensor:
+    return torch.tensor(places, dtype=torch.long, device=batch.logits.device)
 
 
 class _Row:
@@ -218,7 +272,9 @@ class _Row:
 
     def __init__(self, number: int, request: Request, room: int) -> None:
         self.number = number
+        self.prompt_ids = request.prompt_ids
         self.completion = Completion()
+        self.paused = False
         self._budget = min(request.max_new_tokens, room)
         self._reason_at_budget = "length" if request.max_new_tokens <= room else "context"
         self._uniforms = request.stream.uniforms(self._budget).tolist()
@@ -228,15 +284,35 @@ class _Row:
         return self.completion.stop_reason != ""
 
     @property
+    def num_read(self) -> int:
+        """Tokens in the cache once it has finished: all but the last, which nothing followed."""
+        return len(self.prompt_ids) + len(self.completion.token_ids) - 1
+
+    @property
     def uniform(self) -> float:
         """The random number of the next token; a finished row, whose token is dropped, has one."""
         return self._uniforms[min(len(self.completion.token_ids), self._budget - 1)]
 
-    def take(self, token: int, log_prob: float, ends: Callable[[Sequence[int]], bool]) -> None:
+    def is_prefix_of(self, token_ids: Sequence[int]) -> bool:
+        """Whether these tokens go on where the row stopped."""
+        so_far = (*self.prompt_ids, *self.completion.token_ids)
+        return so_far == tuple(token_ids[: len(so_far)])
+
+    def take(self, token: int, log_prob: float, generator: LocalGenerator) -> None:
         completion = self.completion
         completion.token_ids.append(token)
         completion.log_probs.append(log_prob)
-        if ends(completion.token_ids):
+        self.paused = generator.ends_turn(completion.token_ids)
+        if self.paused or token in generator.stop_ids:
             completion.stop_reason = "stop"
         elif len(completion.token_ids) == self._budget:
             completion.stop_reason = self._reason_at_budget
+
+
+@dataclass(frozen=True)
+class _Paused:
+    """Where the cache of a row is that may go on."""
+
+    row: _Row
+    batch: DecodeBatch
+    index: int

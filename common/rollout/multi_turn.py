@@ -105,9 +105,10 @@ class _Conversation:
         return Trajectory(tuple(self._segments), "").token_ids
 
     def request(self) -> Request:
-        """The next turn, for whatever the budget of sampled tokens has left."""
-        stream = replace(self._stream, turn=len(self._turns))
-        return Request(tuple(self._token_ids), stream, self._budget)
+        """The next turn, for whatever the limits have left."""
+        token_ids = tuple(self._token_ids)
+        budget = min(self._budget, self._limits.max_length - len(token_ids))
+        return Request(token_ids, replace(self._stream, turn=len(self._turns)), budget)
 
     def take(self, completion: Completion) -> Call | None:
         """Add a turn that the policy wrote; returns the call to answer, if it goes on."""

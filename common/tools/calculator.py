@@ -14,6 +14,8 @@ from collections.abc import Callable
 from decimal import Context, Decimal
 from fractions import Fraction
 
+from common.tools.toolbox import instant
+
 # Checked before parsing: a row of 10,000 minus signs exhausts the memory of Python's parser.
 MAX_CHARACTERS = 200
 # A sum of a hundred terms is that deep.
@@ -32,6 +34,7 @@ class CalculatorError(Exception):
     """What is wrong with an expression, said to whoever wrote it."""
 
 
+@instant
 def calculate(expression: str) -> str:
     """Calculate an arithmetic expression.
 
