@@ -51,12 +51,7 @@ from common.run.device import resolve_device
 from common.run.directory import open_run, start_run
 from common.run.interruption import Interruption
 from common.run.learner import load_models
-from common.run.multi_turn import (
-    MultiTurnConfig,
-    converse_with_tools,
-    load_tool_chat,
-    load_toolbox,
-)
+from common.run.multi_turn import MultiTurnConfig, converse_with_tools, load_tool_chat
 from common.run.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
 from common.run.rewards import load_rewards
 from common.run.seeding import seed_everything, stream
@@ -74,7 +69,6 @@ class Config(MultiTurnConfig):
     data_file: ClassVar[Path] = DATA_FILE
     bundled_defaults: ClassVar[Mapping[str, object]] = BUNDLED_DEFAULTS
     model_defaults: ClassVar[Mapping[str, object]] = MODEL_DEFAULTS
-    bundled_task_limits: ClassVar[Mapping[str, object]] = {}
 
     model_name: str = "tiny-calculator"
     """Bundled name (tiny-calculator), directory, or Hub id of the policy."""
@@ -111,9 +105,8 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
     device = resolve_device(config.device)
     train_tasks, held_out = load_task_split(config)
     rewards = load_rewards(config, train_tasks[0], TOOL_REWARDS)
-    toolbox = load_toolbox(config, TOOLS)
     tokenizer = load_tokenizer(config.model_name)
-    chat = load_tool_chat(config, tokenizer, toolbox)
+    chat = load_tool_chat(config, tokenizer, TOOLS)
     check_lengths(config, chat, train_tasks + held_out)
     seed_everything(config.seed)
     policy, reference = load_models(config, device, run.weights)
@@ -129,7 +122,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
         rewards,
         is_correct,
         interruption.signalled,
-        converse=converse_with_tools(config, toolbox),
+        converse=converse_with_tools(config, chat),
     )
     buffer, timer = ReplayBuffer(), Timer()
 

@@ -149,7 +149,7 @@ def numbers_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             name: value
             for name, value in row.items()
-            if not name.startswith(("time/", "perf/", "system/"))
+            if not name.startswith(("time/", "perf/", "system/")) and "latency" not in name
         }
         for row in rows
     ]

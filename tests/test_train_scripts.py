@@ -12,6 +12,7 @@ PARENTS = {
     "experiment_drgrpo": "experiment_base",
     "experiment_accelerate": "experiment_base",
     "experiment_accelerate_ddp": "experiment_accelerate",
+    "experiment_multiturn_tool_calling": "experiment_base",
 }
 
 

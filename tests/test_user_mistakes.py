@@ -13,7 +13,7 @@ import pytest
 
 from common.rollout.generate import Completion
 from common.run.command_line import run_script
-from tests.helpers import REPOSITORY, read_rows, run_training
+from tests.helpers import REPOSITORY, ScriptedGenerator, read_rows, run_training
 
 SMALL = (
     *("--rollouts-per-step", "4", "--group-size", "2", "--max-steps", "1", "--eval-samples", "4"),
@@ -274,19 +274,14 @@ def test_a_step_without_any_signal_is_a_normal_step(tmp_path):
     assert step["training_step/loss"] == 0
 
 
-class SilentGenerator:
+def silent_generator(model, stop_ids, *arguments, **options):
     """Ends every completion at once."""
-
-    def __init__(self, model, stop_ids, *arguments, **options):
-        self.stop_id = min(stop_ids)
-
-    def generate(self, requests, sampling):
-        return [Completion([self.stop_id], [-1.0], "stop") for _ in requests]
+    return ScriptedGenerator(lambda request: Completion([min(stop_ids)], [-1.0], "stop"))
 
 
 @pytest.mark.slow
 def test_a_step_of_empty_completions_is_a_normal_step(script, tmp_path, monkeypatch):
-    monkeypatch.setattr("common.run.collect.LocalGenerator", SilentGenerator)
+    monkeypatch.setattr("common.run.collect.LocalGenerator", silent_generator)
     flags = ("--run-name", "empty", "--max-steps", "2", "--log-dir", str(tmp_path))
     assert complain(script, [*SMALL, *flags]) == (0, "")
     directory = tmp_path / "experiment_base" / "empty"

@@ -31,6 +31,9 @@ RECENT_BATCHES = 10
 
 def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) -> Metrics:
     """`rollouts/*` of one batch, from its groups and from their experiences with log-probs."""
+    errors = sum(len(group.errored) for group in groups)
+    kept = [group for group in groups if group.rollouts]
+    dropped, groups = len(groups) - len(kept), kept
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     returns = np.array([rollout.reward for rollout in rollouts])
     advantages = np.array([advantage for group in groups for advantage in group.advantages])
@@ -51,6 +54,8 @@ def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) 
         "advantages_mean": advantages.mean(),
         "advantages_std": advantages.std(),
         "total_rollouts": len(rollouts),
+        "errors": errors,
+        "dropped_groups": dropped,
         "completion_tokens_mean": lengths.mean(),
         "completion_tokens_min": lengths.min(),
         "completion_tokens_max": lengths.max(),
@@ -357,9 +362,9 @@ def evaluation_metrics(groups: Sequence[Group]) -> Metrics:
     }
     if tagged:
         metrics["eval/accuracy_tagged"] = _share_correct(tagged)
-    if len(groups[0].rollouts) > 1:
+    if max(len(group.rollouts) for group in groups) > 1:
         metrics["eval/pass_at_k"] = statistics.fmean(
-            any(rollout.correct for rollout in group.rollouts) for group in groups
+            any(rollout.correct for rollout in group.rollouts) for group in groups if group.rollouts
         )
     return metrics
 

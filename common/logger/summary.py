@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from common.run.directory import Run
 from common.run.files import read_rows
 
@@ -25,11 +28,17 @@ def before_and_after(run: Run) -> str:
     ]
     samples = [row for row in read_rows(directory.samples_file) if row.get("split") == "held out"]
     before = [row for row in samples if row["step"] == samples[0]["step"]]
-    after = [row for row in samples if row["step"] == samples[-1]["step"]]
-    for old, new in zip(before, after, strict=True):
+    after = {row["question"]: row for row in samples if row["step"] == samples[-1]["step"]}
+    for old in before:
         lines += [
             f"\n{old['question']}  ({old['ground_truth']})",
-            f"  before: {old['completion']}",
-            f"  after:  {new['completion']}",
+            f"  before: {_one_line(old)}",
+            f"  after:  {_one_line(after.get(old['question'], old))}",
         ]
     return "\n".join([*lines, "", f"run: {directory.path}"])
+
+
+def _one_line(row: Mapping[str, Any]) -> str:
+    """A conversation with what its tools replied."""
+    messages = row.get("conversation", [{"content": row["completion"]}])
+    return "  →  ".join(" ".join(message["content"].split()) for message in messages)

@@ -37,6 +37,9 @@ _LOADING_ERRORS = (
     *(SafetensorError, StrictDataclassError, HTTPError),
 )
 
+# Bytes; what torch allocates begins at a multiple of it.
+ALIGNMENT = 64
+
 # For models that come without a chat template (base models): a line per message, opened by its
 # role as a plain word. Line feeds are spelled out because a template drops one after each tag.
 PLAIN_CHAT_TEMPLATE = (
@@ -145,7 +148,19 @@ def _load_base(options: ModelOptions, name: str) -> transformers.PreTrainedModel
             "take a model with attention"
         )
     disable_dropout(model)
+    align(model)
     return model
+
+
+def align(model: torch.nn.Module) -> None:
+    """Move weights to addresses where torch's own would be.
+
+    A safetensors file is mapped as it lies, and the same product rounds differently at another
+    offset: a resumed run would differ from one that was not stopped.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
 def _add_adapters(

@@ -50,8 +50,9 @@ class RoomyLayer(DynamicLayer):
 
     def subset(self, rows: Int[Tensor, " kept"]) -> RoomyLayer:
         """A layer with these rows, in this order."""
-        assert self._buffers is not None
         layer = RoomyLayer()
+        if self._buffers is None:
+            return layer
         layer.lazy_initialization(*self._buffers)
         keys, values = (buffer.index_select(0, rows) for buffer in self._buffers)
         layer._buffers = (keys, values)
@@ -59,11 +60,17 @@ class RoomyLayer(DynamicLayer):
         return layer
 
     def drop_columns(self, count: int) -> None:
-        self._show(self._start + count, self._end)
+        if self._buffers is not None:
+            self._show(self._start + count, self._end)
 
     @classmethod
     def stacked(cls, layers: Sequence[RoomyLayer]) -> RoomyLayer:
-        """The rows of several layers, each padded on the left to the longest."""
+        """The rows of several layers, each padded on the left to the longest.
+
+        A layer that uses the keys and values of another one never has any of its own.
+        """
+        if layers[0]._buffers is None:
+            return cls()
         keys, values = zip(*(layer.contents for layer in layers), strict=True)
         stacked = cls()
         stacked.lazy_initialization(keys[0], values[0])

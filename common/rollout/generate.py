@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -203,31 +203,28 @@ class LocalDecoding:
             prompts = [row.prompt_ids for row in new]
             parts.append(DecodeBatch.read(self._generator.model, prompts))
         if resumed:
-            parts.append(self._resume(resumed))
+            resumed, batch = self._resume(resumed)
+            parts.append(batch)
         if parts:
             self._batch = DecodeBatch.joined(parts)
         self._rows += new + resumed
         return without_room
 
-    def _resume(self, rows: list[_Row]) -> DecodeBatch:
-        """The rows with the cache of their earlier turns, and what is new in their prompts read."""
-        paused = [self._paused.pop(row.number) for row in rows]
-        # Rows that paused together are one part, which the sort keeps in one piece.
-        order = sorted(range(len(rows)), key=lambda index: id(paused[index].batch))
-        rows[:] = [rows[index] for index in order]
-        paused = [paused[index] for index in order]
-        parts = [
-            together[0].batch.subset(_indices([p.index for p in together], together[0].batch))
-            for together in (
-                list(group) for _, group in groupby(paused, key=lambda part: id(part.batch))
-            )
-        ]
+    def _resume(self, rows: list[_Row]) -> tuple[list[_Row], DecodeBatch]:
+        """The rows in a new order, with the cache of their earlier turns and their prompts read."""
+        together: dict[int, list[tuple[_Row, _Paused]]] = {}
+        for row in rows:
+            paused = self._paused.pop(row.number)
+            together.setdefault(id(paused.batch), []).append((row, paused))
+        parts: list[DecodeBatch] = []
+        for pairs in together.values():
+            batch = pairs[0][1].batch
+            parts.append(batch.subset(_indices([paused.index for _, paused in pairs], batch)))
         batch = DecodeBatch.joined(parts)
-        unread = [
-            row.prompt_ids[before.row.num_read :] for row, before in zip(rows, paused, strict=True)
-        ]
+        ordered = list(chain.from_iterable(together.values()))
+        unread = [row.prompt_ids[paused.row.num_read :] for row, paused in ordered]
         batch.extend(self._generator.model, unread)
-        return batch
+        return [row for row, _ in ordered], batch
 
     def _read(self, tokens: Tensor) -> None:
         """Let the rows that go on read what they sampled; drop the others once there are many."""

@@ -67,18 +67,23 @@ class Collector:
         `--rollouts-per-step` groups whose rewards differ (DAPO, arXiv 2503.14476). Fewer are
         returned if there were no more, and the last draw as it is if there was none at all. Each
         step has K draws of its own, taken or not, so that no step depends on the one before.
+
+        A group of which a tool left fewer than two rollouts to compare is dropped: it has none.
+        Raises `UserError` if that is so of every group.
         """
         draws = self._config.dynamic_sampling
         with_signal: list[Group] = []
         groups: list[Group] = []
         for draw in range(step * draws, (step + 1) * draws):
             drawn = tasks_of_step(tasks, draw, self._config)
-            groups = self._rollout(drawn, draw, self._config.group_size)
+            rolled_out = self._rollout(drawn, draw, self._config.group_size)
+            groups = [group if len(group.rollouts) > 1 else _dropped(group) for group in rolled_out]
             if self._config.overlong == "penalty":
                 groups = [self._penalised(group) for group in groups]
             with_signal += [group for group in groups if group.has_signal]
             if len(with_signal) >= self._config.rollouts_per_step:
                 break
+        _check_scored(groups, f"step {step + 1}")
         if draws == 1 or not with_signal:
             return groups
         return with_signal[: self._config.rollouts_per_step]
@@ -100,8 +105,13 @@ class Collector:
         return replace(group, rollouts=rollouts)
 
     def evaluate(self, tasks: Sequence[Task]) -> list[Group]:
-        """Groups of `--eval-group-size`, with the same random numbers each time."""
-        return self._rollout(tasks, EVALUATION_STEP, self._config.eval_group_size)
+        """Groups of `--eval-group-size`, with the same random numbers each time.
+
+        Raises `UserError` as `train` does.
+        """
+        groups = self._rollout(tasks, EVALUATION_STEP, self._config.eval_group_size)
+        _check_scored(groups, "an evaluation")
+        return groups
 
     def _rollout(self, tasks: Sequence[Task], step: int, group_size: int) -> list[Group]:
         config = self._config
@@ -122,6 +132,19 @@ class Collector:
             is_correct=self._is_correct,
         )
         return self._ranks.split(tasks, work)
+
+
+def _dropped(group: Group) -> Group:
+    return replace(group, rollouts=[])
+
+
+def _check_scored(groups: Sequence[Group], where: str) -> None:
+    if not any(group.rollouts for group in groups):
+        call = groups[0].errored[-1].completion.calls[-1]
+        raise UserError(
+            f"tool {call.tool}: broke off the conversations of {where}, the last with "
+            f"{call.reply!r}; mend it, then --resume"
+        )
 
 
 def check_lengths(config: TrainConfig, chat: ChatFormat, tasks: Iterable[Task]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import transformers
 
@@ -21,6 +21,8 @@ from common.tools.toolbox import Tool, ToolFunction, make_tool, make_toolbox
 @dataclass(frozen=True, kw_only=True)
 class MultiTurnConfig(TrainConfig):
     """Flags of every experiment in which the policy calls tools."""
+
+    bundled_task_limits: ClassVar[Mapping[str, object]] = {}
 
     max_turns: int = 4
     """Most turns of the policy in a conversation; the last one is for the answer."""
@@ -45,22 +47,19 @@ class MultiTurnConfig(TrainConfig):
         self.check("tool_timeout", lambda seconds: 0 < seconds < 1e6, "above 0, in seconds")
 
 
-def load_toolbox(config: MultiTurnConfig, tools: Mapping[str, ToolFunction]) -> dict[str, Tool]:
-    """The experiment's tools by the names that the model uses, and the user's own.
-
-    Raises `UserError` for a function that is no tool, and for two tools of one name.
-    """
-    given = [make_tool(function, name) for name, function in tools.items()]
-    own = [make_tool(import_function("--tool", path)) for path in config.tool]
-    return make_toolbox([*given, *own])
-
-
 def load_tool_chat(
     config: MultiTurnConfig,
     tokenizer: transformers.PreTrainedTokenizerBase,
-    toolbox: Mapping[str, Tool],
+    tools: Mapping[str, ToolFunction],
 ) -> ToolChat:
-    """The chat; a system prompt says how to call the tools, unless the template shows them."""
+    """The chat with the experiment's tools, by the names that the model uses, and the user's own.
+
+    The system prompt says how to call them, unless the chat template does. Raises `UserError` for a
+    function that is no tool, two tools of one name, and a template that cannot hold the calls.
+    """
+    given = [make_tool(function, name) for name, function in tools.items()]
+    own = [make_tool(import_function("--tool", path)) for path in config.tool]
+    toolbox = make_toolbox([*given, *own])
     system_prompt = config.system_prompt
     if system_prompt and config.tool_format == "tags":
         system_prompt = f"{system_prompt}\n\n{describe(toolbox)}"
@@ -79,7 +78,7 @@ def describe(toolbox: Mapping[str, Tool]) -> str:
 
 
 def converse_with_tools(
-    config: MultiTurnConfig, toolbox: Mapping[str, Tool]
+    config: MultiTurnConfig, chat: ToolChat
 ) -> Callable[..., list[Conversation]]:
     """How a collector holds its conversations."""
     limits = Limits(
@@ -88,5 +87,5 @@ def converse_with_tools(
         max_tool_tokens=config.max_tool_tokens,
         max_invalid_calls=config.max_invalid_calls,
     )
-    runner = ToolRunner(toolbox, config.tool_timeout)
+    runner = ToolRunner(chat.toolbox, config.tool_timeout)
     return partial(multi_turn, runner=runner, limits=limits)

@@ -57,6 +57,8 @@ def test_rollout_metrics():
         "advantages_mean": 0.0,
         "advantages_std": 0.5,
         "total_rollouts": 6,
+        "errors": 0,
+        "dropped_groups": 0,
         "completion_tokens_mean": 19 / 6,
         "completion_tokens_min": 1,
         "completion_tokens_max": 8,

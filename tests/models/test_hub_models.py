@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,8 +16,15 @@ from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import Experience, with_log_probs
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Completion, LocalGenerator, Request, generate
+from common.rollout.multi_turn import Limits, multi_turn
 from common.rollout.rollout import as_trajectory
 from common.rollout.sampling import Sampling, StreamKey
+from common.rollout.stop_strings import StopString
+from common.rollout.tool_chat import ToolChat
+from common.tasks.task import Task
+from common.tools.calls import Call
+from common.tools.runner import ToolRunner
+from common.tools.toolbox import instant, make_tool, make_toolbox
 from tests.helpers import read_rows, run_training
 from tests.small_models import ARCHITECTURES, GSM8K_ROWS, SLIDING_WINDOW, write_gsm8k_rows
 
@@ -209,3 +217,58 @@ def test_two_training_steps_of_adapters_with_all_that_saves_memory(
     checkpoint = run / "checkpoints" / "step_000002"
     assert (checkpoint / "adapter_model.safetensors").is_file()
     assert not (checkpoint / "model.safetensors").exists()
+
+
+class EchoChat(ToolChat):
+    """Takes a turn that ends in the letter e for a call of `echo` with its last words."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._ends_call = StopString(self.tokenizer, "e")
+
+    def call_in(self, turn: str) -> Call | None:
+        return Call("ok", "echo", {"text": turn[-9:]}) if turn.endswith("e") else None
+
+
+@instant
+def echo(text: str) -> str:
+    """Say it again.
+
+    Args:
+        text: What to say.
+    """
+    return text
+
+
+def test_turns_of_a_conversation_are_sampled_and_learned_alike(model_directory):
+    """Whether a row joins again from its cache or is read anew, alone and with others."""
+    tokenizer = load_tokenizer(str(model_directory))
+    chat = EchoChat(tokenizer, "", make_toolbox([make_tool(echo)]), "tags")
+    policy = policy_of(model_directory)
+    stop_ids = frozenset(range(0, 400, 40)) | chat.turn_end_ids
+    generator = LocalGenerator(policy.model, stop_ids, 400, ends_turn=chat.ends_turn)
+    converse = partial(
+        multi_turn,
+        generator=generator,
+        chat=chat,
+        sampling=SAMPLING,
+        max_completion_tokens=MAX_NEW_TOKENS,
+        runner=ToolRunner(chat.toolbox, 5.0),
+        limits=Limits(max_turns=3, max_length=400, max_tool_tokens=20, max_invalid_calls=3),
+    )
+    openings = [
+        (Task(number, row["question"], ""), StreamKey(1, 0, number, member))
+        for number, row in enumerate(GSM8K_ROWS)
+        for member in range(4)
+    ]
+    together = converse(openings)
+    assert max(len(trajectory.segments) for trajectory, _ in together) >= 4
+    for opening, (trajectory, _) in zip(openings, together, strict=True):
+        ((alone, _),) = converse([opening])
+        assert alone.token_ids == trajectory.token_ids
+        assert alone.log_probs == pytest.approx(trajectory.log_probs, abs=1e-4)
+    experiences = [Experience.from_trajectory(0, trajectory, 1.0) for trajectory, _ in together]
+    for experience in with_log_probs(experiences, policy, None, 4):
+        torch.testing.assert_close(
+            experience.log_probs_old, experience.log_probs_sampler, atol=1e-4, rtol=0
+        )

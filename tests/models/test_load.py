@@ -6,14 +6,17 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import UserError
 from common.models.load import (
+    ALIGNMENT,
     ModelOptions,
     check_positions,
     load_policy,
@@ -113,6 +116,19 @@ class TestWeights:
             adapter = "lora_" in name
             assert parameter.requires_grad is adapter
             assert parameter.dtype is (torch.float32 if adapter else torch.bfloat16)
+
+    def test_lie_where_torch_would_put_them(self, tmp_path, saved_model):
+        """A safetensors file is mapped as it lies: its header's length decides the address."""
+        model = load_policy(options_for(saved_model("qwen3")))
+        for shift in range(8):
+            directory = tmp_path / str(shift)
+            model.save_pretrained(directory)
+            weights = directory / "model.safetensors"
+            save_file(load_file(weights), weights, {"format": "pt", "shift": "x" * 8 * shift})
+            moved = load_policy(options_for(directory))
+            assert {parameter.data_ptr() % ALIGNMENT for parameter in moved.parameters()} == {0}
+            head, embeddings = moved.get_output_embeddings(), moved.get_input_embeddings()
+            assert cast(Any, head).weight is cast(Any, embeddings).weight
 
     def test_that_are_missing_are_not_made_up(self, tmp_path, saved_model):
         model = transformers.AutoModelForCausalLM.from_pretrained(saved_model("llama"))

@@ -1,0 +1,335 @@
+"""The calculator experiment as a user runs it: it learns, repeats, resumes, refuses nonsense."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from common.models.load import BUNDLED
+from tests.chat_templates import QWEN25_KIND
+from tests.helpers import REPOSITORY, numbers_of, read_rows, run_training
+from tests.small_models import save_model, train_tokenizer
+from tests.test_user_mistakes import complain
+
+EXPERIMENT = "experiment_multiturn_tool_calling"
+SMALL = (
+    *("--rollouts-per-step", "4", "--group-size", "4", "--train-batch-size", "8"),
+    *("--eval-samples", "4", "--eval-interval", "2", "--log-completions-interval", "1"),
+    *("--checkpoint-interval", "1", "--warmup-fraction", "0", "--no-wandb"),
+)
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """The experiment's module, as `python train.py` loads it."""
+    folder = REPOSITORY / EXPERIMENT
+    spec = importlib.util.spec_from_file_location("train_tool_calling", folder / "train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(folder))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def train(root: Path, *flags: str, name: str, timeout: float = 300) -> str:
+    result = run_training(
+        *flags, "--run-name", name, experiment=EXPERIMENT, log_dir=root, timeout=timeout
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_model_is_small_enough():
+    files = (BUNDLED / "tiny-calculator").iterdir()
+    assert sum(file.stat().st_size for file in files) < 4_000_000
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory) -> tuple[Path, str]:
+    """A shortened default run, and what it printed."""
+    root = tmp_path_factory.mktemp("tool_calling")
+    flags = ("--max-steps", "8", "--eval-interval", "0", "--eval-samples", "192", "--no-wandb")
+    output = train(root, *flags, "--log-completions-interval", "4", name="learned")
+    return root / EXPERIMENT / "learned", output
+
+
+def column(directory: Path, name: str) -> list[float]:
+    return [row[name] for row in read_rows(directory / "metrics.jsonl") if name in row]
+
+
+@pytest.mark.slow
+class TestLearning:
+    def test_it_learns_to_call_and_to_answer_from_the_reply(self, learned):
+        directory, output = learned
+        before, after = column(directory, "eval/accuracy")
+        assert 0.2 < before < 0.5
+        assert after > 0.75
+        used_before, used_after = column(directory, "eval/tool_use_rate")
+        assert used_before < 0.75
+        assert used_after > 0.85
+        assert "→" in output
+
+    def test_the_sampler_and_the_learner_agree_on_every_token(self, learned):
+        assert max(column(learned[0], "rollouts/logprob_mismatch_max")) < 1e-3
+
+    def test_the_vocabulary_of_metrics_is_there(self, learned):
+        directory, _ = learned
+        names = {name for row in read_rows(directory / "metrics.jsonl") for name in row}
+        expected = {
+            *(f"tools/calc/{key}" for key in ("calls", "ok_rate", "latency_p50_ms")),
+            *(f"stop/{key}" for key in ("answered", "no_tool_call", "max_turns", "max_length")),
+            *(f"stop/{key}" for key in ("invalid_calls", "tool_timeout", "error")),
+            *(f"parse/{key}" for key in ("ok", "unclosed", "unknown_tool", "bad_arguments")),
+            *(f"batch_returns/{key}" for key in ("mean", "std", "max", "min", "per_task")),
+            *("turns/mean", "turns/max", "time/tool_s", "eval/tool_use_rate", "rollouts/errors"),
+        }
+        for reward in ("tool_call_format", "tool_execution", "answer_format", "answer_correct"):
+            expected |= {f"rewards/{reward}_mean", f"final/{reward}_std"}
+        assert names >= expected
+        for row in read_rows(directory / "metrics.jsonl"):
+            if "stop/answered" in row:
+                shares = [value for name, value in row.items() if name.startswith("stop/")]
+                assert sum(shares) == pytest.approx(1)
+                returns = row["rollouts/returns_mean"]
+                assert row["batch_returns/mean"] == pytest.approx(returns)
+                assert row["batch_returns/per_task"] == pytest.approx(8 * returns)
+
+    def test_samples_are_whole_conversations_and_can_be_read(self, learned):
+        directory, _ = learned
+        rows = read_rows(directory / "samples.jsonl")
+        called = [row for row in rows if "conversation" in row]
+        assert called
+        for row in called:
+            roles = [message["role"] for message in row["conversation"]]
+            assert set(roles[::2]) == {"assistant"}
+            assert set(roles[1::2]) <= {"tool"}
+            assert {"status", "outcome", "reply", "tool"} <= set(row["calls"][0])
+        last = max(row["step"] for row in called)
+        flags = ("--step", str(last), "--min-reward", "1", "--stop-reason", "answered")
+        shown = self.samples(directory, *flags, "--count", "2").stdout
+        assert shown.count(f"step {last}, ") == 2
+        assert shown.count("<tool:calc>") >= 2
+        assert "     tool  " in shown
+        assert "stop_reason answered" in shown
+
+    def test_samples_that_are_not_there_are_a_mistake_in_one_line(self, learned):
+        for arguments, complaint in (
+            ((learned[0], "--step", "99"), "none of its"),
+            ((learned[0].parent,), "holds no samples.jsonl"),
+        ):
+            result = self.samples(*arguments)
+            assert result.returncode == 2
+            assert result.stderr.startswith("error: RUN=")
+            assert complaint in result.stderr
+            assert result.stderr.count("\n") == 1
+
+    @staticmethod
+    def samples(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "common.run.samples", *map(str, arguments)],
+            cwd=REPOSITORY,
+            env={"COLUMNS": "200", "HOME": "/nonexistent"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_is_the_run_that_nothing_stopped(tmp_path):
+    train(tmp_path, *SMALL, "--max-steps", "4", name="straight")
+    directory = tmp_path / EXPERIMENT / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *SMALL, "--max-steps", "4", "--run-name", "killed",
+         "--log-dir", str(tmp_path)],
+        cwd=REPOSITORY / EXPERIMENT,
+        env={"OMP_NUM_THREADS": "2", "PATH": "", "HOME": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (directory / "checkpoints" / "step_000002").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    train(tmp_path, "--resume", name="killed")
+    straight = tmp_path / EXPERIMENT / "straight"
+    rows = numbers_of(read_rows(straight / "metrics.jsonl"))
+    assert numbers_of(read_rows(directory / "metrics.jsonl")) == rows
+    assert any(row.get("turns/max", 0) > 1 for row in rows)
+    weights = (path / "checkpoints/step_000004/model.safetensors" for path in (straight, directory))
+    first, second = (file.read_bytes() for file in weights)
+    assert first == second
+
+
+OWN_TOOLS = '''
+import time
+
+def half(number: float) -> str:
+    """Half of a number.
+
+    Args:
+        number: Any.
+    """
+    return str(number / 2)
+
+def calc(expression: str) -> str:
+    """Another calculator.
+
+    Args:
+        expression: A sum.
+    """
+    return "4"
+
+def untyped(number):
+    """Half of a number."""
+    return str(number / 2)
+
+def undocumented(number: float) -> str:
+    return str(number / 2)
+
+def broken(text: str) -> str:
+    """Break.
+
+    Args:
+        text: Anything.
+    """
+    raise ConnectionError("no route")
+
+tool = 7
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool_format", ["hermes", "tags"])
+def test_a_hub_model_with_a_bpe_tokenizer_and_its_template(tmp_path, monkeypatch, tool_format):
+    """As `--model-name Qwen/Qwen2.5-3B-Instruct` is used, and with a tool of the user's own."""
+    directory = save_model("qwen2", tmp_path / "model")
+    train_tokenizer(QWEN25_KIND).save_pretrained(directory)
+    (tmp_path / "own_tools.py").write_text(OWN_TOOLS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    flags = ("--model-name", str(directory), "--tool-format", tool_format, "--max-steps", "1")
+    flags += ("--max-completion-tokens", "24", "--max-length", "900", "--tool", "own_tools:half")
+    train(tmp_path, *SMALL, *flags, name="hub")
+    rows = read_rows(tmp_path / EXPERIMENT / "hub" / "metrics.jsonl")
+    losses = [row["training_step/loss"] for row in rows if "training_step/loss" in row]
+    assert len(losses) == 2
+    assert None not in losses
+    config = json.loads((tmp_path / EXPERIMENT / "hub" / "config.json").read_text())
+    assert config["tool_format"] == tool_format
+    assert "<answer>" in config["system_prompt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--tool", "own_tools:calc"], "tool calc: there are two of that name"),
+        (["--tool", "own_tools:untyped"], "tool untyped: "),
+        (["--tool", "own_tools:undocumented"], "tool undocumented: "),
+        (["--tool", "own_tools:nothing"], "own_tools has no function 'nothing'"),
+        (["--tool", "own_tools:tool"], "own_tools has no function 'tool'"),
+        (["--tool", "no_such_tools:f"], "--tool no_such_tools:f: no module"),
+        (["--max-turns", "0"], "--max-turns 0: must be at least 1"),
+        (["--tool-timeout", "0"], "--tool-timeout 0"),
+        (["--max-tool-tokens", "2"], "--max-tool-tokens 2: must be at least 8"),
+        (["--tool-format", "xml"], "--tool-format xml: must be one of"),
+        (["--tool-format", "hermes"], "does not show tools; use --tool-format tags"),
+        (["--reward-weights", "answer_check=1"], "unknown reward; known: tool_call_format"),
+    ],
+)
+def test_mistakes(script, tmp_path, monkeypatch, arguments, expected):
+    (tmp_path / "own_tools.py").write_text(OWN_TOOLS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_tools", raising=False)
+    code, complaint = complain(script, [*SMALL, "--log-dir", str(tmp_path / "runs"), *arguments])
+    assert (code, complaint.count("\n")) == (2, 1), complaint
+    assert expected in complaint
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ messages[-1]['content'] }}", "has no place for the reply of a tool"),
+        (
+            "{% for message in messages %}{% if message['role'] == 'tool' %}"
+            "{{ raise_exception('roles must alternate') }}{% endif %}{{ message['content'] }}"
+            "{% endfor %}",
+            "cannot render user, assistant, tool messages (roles must alternate)",
+        ),
+    ],
+)
+def test_a_tokenizer_without_the_tool_role(script, tmp_path, template, expected):
+    directory = save_model("qwen2", tmp_path / "model")
+    tokenizer = train_tokenizer(QWEN25_KIND)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
+    flags = ("--model-name", str(directory), "--system-prompt", "", "--tool-format", "tags")
+    code, complaint = complain(script, [*SMALL, *flags, "--log-dir", str(tmp_path / "runs")])
+    assert (code, complaint.count("\n")) == (2, 1), complaint
+    assert expected in complaint
+    assert str(directory) in complaint
+
+
+@pytest.mark.slow
+class TestAToolThatBreaks:
+    """`calc` is replaced by one that raises where it is asked for a sum."""
+
+    def test_in_some_conversations_is_counted_said_and_left_out(self, script, tmp_path, capsys):
+        rows, samples = self.run(script, tmp_path, lambda expression: "+" in expression)
+        batches = [row for row in rows if "rollouts/errors" in row]
+        assert sum(row["rollouts/errors"] for row in batches) > 0
+        for row in batches:
+            total = row["rollouts/errors"] + row["rollouts/total_rollouts"]
+            assert total <= 16
+            assert row["stop/error"] == pytest.approx(row["rollouts/errors"] / 16)
+        broken = [row for row in samples if row.get("split") == "errored"]
+        assert len(broken) >= sum(row["rollouts/errors"] for row in batches)
+        assert all(row["calls"][-1]["outcome"] == "error" for row in broken)
+
+    def test_in_all_conversations_stops_the_run_in_one_line(self, script, tmp_path):
+        with pytest.raises(AssertionError, match="tool calc: broke off the conversations of"):
+            self.run(script, tmp_path, lambda expression: True, "--temperature", "0.01")
+
+    @staticmethod
+    def run(script, tmp_path, breaks, *flags):
+        def calc(expression: str) -> str:
+            """Calculate, perhaps.
+
+            Args:
+                expression: A sum or a product.
+            """
+            if breaks(expression):
+                raise ConnectionError("no route")
+            return "7"
+
+        tasks = tmp_path / "tasks.jsonl"
+        source = (REPOSITORY / "data" / "calculator_tasks.jsonl").read_text().splitlines()
+        tasks.write_text("\n".join(source[:60]) + "\n")
+        before = script.TOOLS
+        script.TOOLS = {"calc": calc}
+        try:
+            code, complaint = complain(
+                script,
+                [*SMALL, "--max-steps", "2", "--eval-samples", "0", "--run-name", "broken",
+                 "--data-path", str(tasks), "--log-dir", str(tmp_path), *flags],
+            )  # fmt: skip
+        finally:
+            script.TOOLS = before
+        assert code == 0, complaint
+        directory = tmp_path / EXPERIMENT / "broken"
+        return read_rows(directory / "metrics.jsonl"), read_rows(directory / "samples.jsonl")
