@@ -84,24 +84,30 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return (centre - spread) / scale, (centre + spread) / scale
 
 
+# Columns of the table that show a metric before and after, where a run has it.
+SHARES = {
+    "in tags": "eval/format_rate",
+    "right of tagged": "eval/accuracy_tagged",
+    "tool used": "eval/tool_use_rate",
+}
+
+
 def table(outcomes: list[Outcome], samples: int) -> str:
     """A Markdown table, one row per seed and one for the mean."""
-    lines = [
-        "| seed | before | after | in tags | right of tagged | steps | time | peak |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    known = {title: name for title, name in SHARES.items() if name in outcomes[0].last}
+    titles = ["seed", "before", "after", *known, "steps", "time", "peak"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for outcome in outcomes:
         shares = (
             _with_interval(outcome.first["eval/accuracy"], samples),
             _with_interval(outcome.last["eval/accuracy"], samples),
-            _before_after(outcome, "eval/format_rate"),
-            _before_after(outcome, "eval/accuracy_tagged"),
+            *(_before_after(outcome, name) for name in known.values()),
         )
         cost = f"{outcome.steps} | {outcome.seconds:.0f} s | {outcome.peak_gigabytes:.2f} GB"
         lines.append(f"| {outcome.seed} | {' | '.join(shares)} | {cost} |")
     before = statistics.fmean(outcome.first["eval/accuracy"] for outcome in outcomes)
     after = statistics.fmean(outcome.last["eval/accuracy"] for outcome in outcomes)
-    lines.append(f"| mean | {before:.1%} | {after:.1%} | | | | | |")
+    lines.append(f"| mean | {before:.1%} | {after:.1%} |" + " |" * (len(titles) - 3))
     return "\n".join(lines)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from itertools import cycle
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +23,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from common.replay_buffer import Experience
 from common.rollout.generate import Completion, Request
 from common.rollout.sampling import Sampling
+from common.run.command_line import run_script
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -137,6 +142,37 @@ def run_training(
         timeout=timeout,
         check=False,
     )
+
+
+@cache
+def load_script(experiment: str) -> ModuleType:
+    """An experiment's train script as a module, as `python train.py` loads it."""
+    folder = REPOSITORY / experiment
+    spec = importlib.util.spec_from_file_location(f"train_{experiment}", folder / "train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(folder))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def complain(script: ModuleType, arguments: Sequence[str]) -> tuple[int, str]:
+    """Exit code and stderr of `python train.py` with these arguments, in this process."""
+    errors, before = io.StringIO(), sys.argv
+    sys.argv = ["train.py", *arguments]
+    try:
+        with redirect_stderr(errors), redirect_stdout(io.StringIO()):
+            run_script(script.main, script.Config)
+    except SystemExit as stop:
+        return int(stop.code or 0), errors.getvalue()
+    finally:
+        sys.argv = before
+    return 0, errors.getvalue()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

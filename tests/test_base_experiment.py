@@ -122,13 +122,11 @@ def test_a_trained_model_answers_by_hand(learned):
     assert answer.stdout.strip() == "<think> 7+5=12 12-3=9</think><answer> 9</answer>"
 
 
-def test_the_same_seed_gives_the_same_numbers_with_and_without_evaluation(tmp_path):
+def test_evaluation_changes_no_number_of_the_training(tmp_path):
     for name, flags in (
         ("first", ()),
-        ("second", ()),
         ("often", ("--eval-interval", "1", "--eval-group-size", "2")),
         ("never", ("--eval-samples", "0")),
-        ("other", ("--seed", "2")),
     ):
         result = run_training(*SMALL, "--run-name", name, *flags, log_dir=tmp_path)
         assert result.returncode == 0, result.stderr
@@ -140,7 +138,5 @@ def test_the_same_seed_gives_the_same_numbers_with_and_without_evaluation(tmp_pa
         kept = [row for row in rows(name) if "eval/accuracy" not in row]
         return [{k: v for k, v in row.items() if k != "final_reward"} for row in kept]
 
-    assert rows("first") == rows("second")
     assert len(column(rows("often"), "eval/accuracy")) == 4
     assert training_rows("often") == training_rows("first") == training_rows("never")
-    assert training_rows("other") != training_rows("first")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import subprocess
@@ -15,9 +14,15 @@ import pytest
 
 from common.models.load import BUNDLED
 from tests.chat_templates import QWEN25_KIND
-from tests.helpers import REPOSITORY, numbers_of, read_rows, run_training
+from tests.helpers import (
+    REPOSITORY,
+    complain,
+    load_script,
+    numbers_of,
+    read_rows,
+    run_training,
+)
 from tests.small_models import save_model, train_tokenizer
-from tests.test_user_mistakes import complain
 
 EXPERIMENT = "experiment_multiturn_tool_calling"
 SMALL = (
@@ -29,19 +34,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    """The experiment's module, as `python train.py` loads it."""
-    folder = REPOSITORY / EXPERIMENT
-    spec = importlib.util.spec_from_file_location("train_tool_calling", folder / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(folder))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
+    return load_script(EXPERIMENT)
 
 
 def train(root: Path, *flags: str, name: str, timeout: float = 300) -> str:
@@ -61,8 +54,8 @@ def test_the_model_is_small_enough():
 def learned(tmp_path_factory) -> tuple[Path, str]:
     """A shortened default run, and what it printed."""
     root = tmp_path_factory.mktemp("tool_calling")
-    flags = ("--max-steps", "8", "--eval-interval", "0", "--eval-samples", "192", "--no-wandb")
-    output = train(root, *flags, "--log-completions-interval", "4", name="learned")
+    flags = ("--max-steps", "7", "--eval-interval", "0", "--eval-samples", "160", "--no-wandb")
+    output = train(root, *flags, "--log-completions-interval", "7", name="learned")
     return root / EXPERIMENT / "learned", output
 
 
@@ -216,15 +209,19 @@ tool = 7
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tool_format", ["hermes", "tags"])
-def test_a_hub_model_with_a_bpe_tokenizer_and_its_template(tmp_path, monkeypatch, tool_format):
+def test_a_hub_model_with_a_bpe_tokenizer_and_its_template(
+    script, tmp_path, monkeypatch, tool_format
+):
     """As `--model-name Qwen/Qwen2.5-3B-Instruct` is used, and with a tool of the user's own."""
     directory = save_model("qwen2", tmp_path / "model")
     train_tokenizer(QWEN25_KIND).save_pretrained(directory)
     (tmp_path / "own_tools.py").write_text(OWN_TOOLS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_tools", raising=False)
     flags = ("--model-name", str(directory), "--tool-format", tool_format, "--max-steps", "1")
     flags += ("--max-completion-tokens", "24", "--max-length", "900", "--tool", "own_tools:half")
-    train(tmp_path, *SMALL, *flags, name="hub")
+    run = ("--run-name", "hub", "--log-dir", str(tmp_path))
+    assert complain(script, [*SMALL, *flags, *run]) == (0, "")
     rows = read_rows(tmp_path / EXPERIMENT / "hub" / "metrics.jsonl")
     losses = [row["training_step/loss"] for row in rows if "training_step/loss" in row]
     assert len(losses) == 2

@@ -1,19 +1,23 @@
 """A user's mistake ends in one line that says what to do, exit code 2, and nothing left behind."""
 
-import contextlib
-import importlib
-import io
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from types import ModuleType
 
 import pytest
 
 from common.rollout.generate import Completion
-from common.run.command_line import run_script
-from tests.helpers import REPOSITORY, ScriptedGenerator, read_rows, run_training
+from tests.helpers import (
+    REPOSITORY,
+    ScriptedGenerator,
+    complain,
+    load_script,
+    read_rows,
+    run_training,
+)
 
 SMALL = (
     *("--rollouts-per-step", "4", "--group-size", "2", "--max-steps", "1", "--eval-samples", "4"),
@@ -23,28 +27,8 @@ ROW = json.dumps({"question": "What is 1+1?", "answer": "2"}) + "\n"
 
 
 @pytest.fixture(scope="module")
-def script():
-    """The base experiment's module, as `python train.py` loads it."""
-    sys.path.insert(0, str(REPOSITORY / "experiment_base"))
-    try:
-        return importlib.import_module("train")
-    finally:
-        sys.path.pop(0)
-
-
-def complain(script, arguments: Sequence[str]) -> tuple[int, str]:
-    """Exit code and stderr of `python train.py` with these arguments, in this process."""
-    errors = io.StringIO()
-    before = sys.argv
-    sys.argv = ["train.py", *arguments]
-    try:
-        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            run_script(script.main, script.Config)
-    except SystemExit as stop:
-        return int(stop.code or 0), errors.getvalue()
-    finally:
-        sys.argv = before
-    return 0, errors.getvalue()
+def script() -> ModuleType:
+    return load_script("experiment_base")
 
 
 def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:

@@ -59,6 +59,19 @@ class RoomyLayer(DynamicLayer):
         layer._show(self._start, self._end)
         return layer
 
+    def gathered(self, columns: Int[Tensor, "rows kept"]) -> RoomyLayer:
+        """A layer with these columns of each row."""
+        if self._buffers is None:
+            return RoomyLayer()
+        keys, values = (
+            part.gather(-2, columns[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3]))
+            for part in self.contents
+        )
+        layer = RoomyLayer()
+        layer.lazy_initialization(keys, values)
+        layer._hold([keys], [values], keys.shape[-2])
+        return layer
+
     def drop_columns(self, count: int) -> None:
         if self._buffers is not None:
             self._show(self._start + count, self._end)
@@ -188,6 +201,16 @@ class DecodeBatch:
         for layer in layers:
             layer.drop_columns(unread)
         return DecodeBatch(self.logits[rows], attention[:, unread:], _cache_of(layers))
+
+    def packed(self) -> DecodeBatch:
+        """The same rows without the gaps that others' reading left in them."""
+        longest = int(self.attention.sum(dim=-1).max())
+        if longest == self.attention.shape[1]:
+            return self
+        # A stable sort of 0 and 1 puts what was read last, in the order in which it was read.
+        columns = self.attention.argsort(dim=-1, stable=True)[:, -longest:]
+        cache = _cache_of([layer.gathered(columns) for layer in self._layers])
+        return DecodeBatch(self.logits, self.attention.gather(-1, columns), cache)
 
     @staticmethod
     def joined(batches: Sequence[DecodeBatch]) -> DecodeBatch:

@@ -18,6 +18,9 @@ from common.rollout.sampling import Sampling, StreamKey, sample_tokens
 # Dropping finished rows copies the cache of the others, so it waits until this share has finished.
 COMPACT_FRACTION = 1 / 4
 
+# Rows that read together have at most this many times as much to read as one another.
+MOST_PADDING = 1.5
+
 # Joining copies the cache of all rows, so requests wait until they are this share of those at work.
 JOIN_FRACTION = 1 / 2
 
@@ -202,13 +205,28 @@ class LocalDecoding:
         if new:
             prompts = [row.prompt_ids for row in new]
             parts.append(DecodeBatch.read(self._generator.model, prompts))
-        if resumed:
-            resumed, batch = self._resume(resumed)
+        self._rows += new
+        for rows in self._alike(resumed):
+            ordered, batch = self._resume(rows)
             parts.append(batch)
+            self._rows += ordered
         if parts:
             self._batch = DecodeBatch.joined(parts)
-        self._rows += new + resumed
         return without_room
+
+    def _alike(self, rows: list[_Row]) -> list[list[_Row]]:
+        """Rows that go on, together where they have about as much to read: the rest is padding."""
+        unread = {row.number: len(row.prompt_ids) - self._num_read(row) for row in rows}
+        groups: list[list[_Row]] = []
+        for row in sorted(rows, key=lambda row: unread[row.number]):
+            shortest = unread[groups[-1][0].number] if groups else 0
+            if unread[row.number] > MOST_PADDING * shortest:
+                groups.append([])
+            groups[-1].append(row)
+        return groups
+
+    def _num_read(self, row: _Row) -> int:
+        return self._paused[row.number].row.num_read
 
     def _resume(self, rows: list[_Row]) -> tuple[list[_Row], DecodeBatch]:
         """The rows in a new order, with the cache of their earlier turns and their prompts read."""
@@ -220,7 +238,7 @@ class LocalDecoding:
         for pairs in together.values():
             batch = pairs[0][1].batch
             parts.append(batch.subset(_indices([paused.index for _, paused in pairs], batch)))
-        batch = DecodeBatch.joined(parts)
+        batch = DecodeBatch.joined(parts).packed()
         ordered = list(chain.from_iterable(together.values()))
         unread = [row.prompt_ids[paused.row.num_read :] for row, paused in ordered]
         batch.extend(self._generator.model, unread)

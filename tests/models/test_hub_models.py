@@ -25,7 +25,7 @@ from common.tasks.task import Task
 from common.tools.calls import Call
 from common.tools.runner import ToolRunner
 from common.tools.toolbox import instant, make_tool, make_toolbox
-from tests.helpers import read_rows, run_training
+from tests.helpers import complain, load_script, read_rows
 from tests.small_models import ARCHITECTURES, GSM8K_ROWS, SLIDING_WINDOW, write_gsm8k_rows
 
 CPU = torch.device("cpu")
@@ -169,14 +169,13 @@ def test_tokens_inside_a_sequence_that_look_like_padding_are_read(model_director
 def train_two_steps(directory: Path, tmp_path: Path, *flags: str) -> Path:
     """Run the script on rows of GSM8K; returns the run's directory."""
     data = write_gsm8k_rows(tmp_path / "rows.jsonl", 40)
-    result = run_training(
+    arguments = (
         *("--model-name", str(directory), "--data-path", str(data), "--lr", "1e-3"),
         *("--max-steps", "2", "--rollouts-per-step", "2", "--group-size", "2"),
         *("--max-completion-tokens", "8", "--max-length", "1000", "--eval-samples", "2"),
-        *("--run-name", "short", "--no-wandb", *flags),
-        log_dir=tmp_path / "runs",
+        *("--run-name", "short", "--no-wandb", "--log-dir", str(tmp_path / "runs"), *flags),
     )
-    assert (result.returncode, result.stderr) == (0, "")
+    assert complain(load_script("experiment_base"), arguments) == (0, "")
     return tmp_path / "runs" / "experiment_base" / "short"
 
 
