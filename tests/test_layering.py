@@ -21,6 +21,7 @@ HOMES = {
     "tyro": "common/run/",
     "peft": "common/models/",
     "bitsandbytes": "common/models/",
+    "bm25s": "common/tools/",
     "accelerate": "common/run/",
 }
 MODULES = sorted((REPOSITORY / "common").rglob("*.py"))
