@@ -75,6 +75,9 @@ class LockStepDecoding:
     def add(self, number: int, request: Request) -> None:
         self._waiting.append((number, request))
 
+    def forget(self, number: int) -> None:
+        pass
+
     @property
     def busy(self) -> bool:
         return bool(self._waiting)

@@ -34,7 +34,7 @@ MODEL_DEFAULTS = {
 
 
 def answer_format(completion: Transcript, task: Task) -> float:
-    """1 for one answer in its tags, in all turns together."""
+    """1 for one answer in its tags, in the last turn."""
     del task
     return float(is_tagged(completion))
 

@@ -140,6 +140,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
                     metrics = tool_evaluation_metrics(evaluated)
                     logger.log_batch(step, metrics | statistics.add_evaluation(evaluated))
                     logger.log_samples(step, evaluated[:3], "held out")
+                    logger.log_errored(step, evaluated)
                 if finished := step == config.max_steps:
                     break
 

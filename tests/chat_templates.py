@@ -12,7 +12,8 @@ _CHATML_ROLES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 _QWEN_SYSTEM = (
     "{%- if tools -%}<|im_start|>system\n"
     "{{- messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' -}}"
-    "# Tools\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>"
+    "# Tools\nWrite a call as JSON in <tool_call></tool_call>.\n"
+    "<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>"
     "<|im_end|>\n{% elif messages[0]['role'] == 'system' -%}"
     "<|im_start|>system\n{{ messages[0]['content'] }}<|im_end|>\n{% endif -%}"
 )

@@ -105,6 +105,9 @@ class ScriptedGenerator:
         self.requests.append(request)
         self._waiting.append((number, request))
 
+    def forget(self, number: int) -> None:
+        pass
+
     def advance(self) -> list[tuple[int, Completion]]:
         taken, self._waiting = self._waiting, []
         if self._shuffle:

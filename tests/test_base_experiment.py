@@ -7,7 +7,14 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers import REPOSITORY, numbers_of, read_rows, run_training
+from tests.helpers import (
+    REPOSITORY,
+    complain,
+    load_script,
+    numbers_of,
+    read_rows,
+    run_training,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -128,8 +135,8 @@ def test_evaluation_changes_no_number_of_the_training(tmp_path):
         ("often", ("--eval-interval", "1", "--eval-group-size", "2")),
         ("never", ("--eval-samples", "0")),
     ):
-        result = run_training(*SMALL, "--run-name", name, *flags, log_dir=tmp_path)
-        assert result.returncode == 0, result.stderr
+        arguments = [*SMALL, "--run-name", name, *flags, "--log-dir", str(tmp_path)]
+        assert complain(load_script("experiment_base"), arguments) == (0, "")
 
     def rows(name):
         return numbers_of(read_rows(tmp_path / "experiment_base" / name / "metrics.jsonl"))

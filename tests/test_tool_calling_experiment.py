@@ -54,8 +54,9 @@ def test_the_model_is_small_enough():
 def learned(tmp_path_factory) -> tuple[Path, str]:
     """A shortened default run, and what it printed."""
     root = tmp_path_factory.mktemp("tool_calling")
-    flags = ("--max-steps", "7", "--eval-interval", "0", "--eval-samples", "160", "--no-wandb")
-    output = train(root, *flags, "--log-completions-interval", "7", name="learned")
+    flags = ("--max-steps", "8", "--rollouts-per-step", "16", "--train-batch-size", "64")
+    flags += ("--eval-interval", "0", "--eval-samples", "128", "--no-wandb")
+    output = train(root, *flags, "--log-completions-interval", "8", name="learned")
     return root / EXPERIMENT / "learned", output
 
 
@@ -143,17 +144,17 @@ class TestLearning:
 
 @pytest.mark.slow
 def test_a_killed_and_resumed_run_is_the_run_that_nothing_stopped(tmp_path):
-    train(tmp_path, *SMALL, "--max-steps", "4", name="straight")
+    train(tmp_path, *SMALL, "--max-steps", "3", name="straight")
     directory = tmp_path / EXPERIMENT / "killed"
     process = subprocess.Popen(
-        [sys.executable, "train.py", *SMALL, "--max-steps", "4", "--run-name", "killed",
+        [sys.executable, "train.py", *SMALL, "--max-steps", "3", "--run-name", "killed",
          "--log-dir", str(tmp_path)],
         cwd=REPOSITORY / EXPERIMENT,
         env={"OMP_NUM_THREADS": "2", "PATH": "", "HOME": str(tmp_path)},
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 60
-    while not (directory / "checkpoints" / "step_000002").exists():
+    while not (directory / "checkpoints" / "step_000001").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -164,7 +165,7 @@ def test_a_killed_and_resumed_run_is_the_run_that_nothing_stopped(tmp_path):
     rows = numbers_of(read_rows(straight / "metrics.jsonl"))
     assert numbers_of(read_rows(directory / "metrics.jsonl")) == rows
     assert any(row.get("turns/max", 0) > 1 for row in rows)
-    weights = (path / "checkpoints/step_000004/model.safetensors" for path in (straight, directory))
+    weights = (path / "checkpoints/step_000003/model.safetensors" for path in (straight, directory))
     first, second = (file.read_bytes() for file in weights)
     assert first == second
 
@@ -203,6 +204,15 @@ def broken(text: str) -> str:
     """
     raise ConnectionError("no route")
 
+def add(first: int, second: int) -> str:
+    """Add.
+
+    Args:
+        first: A number.
+        second: Another.
+    """
+    return str(first + second)
+
 tool = 7
 '''
 
@@ -237,6 +247,7 @@ def test_a_hub_model_with_a_bpe_tokenizer_and_its_template(
         (["--tool", "own_tools:calc"], "tool calc: there are two of that name"),
         (["--tool", "own_tools:untyped"], "tool untyped: "),
         (["--tool", "own_tools:undocumented"], "tool undocumented: "),
+        (["--tool", "own_tools:add"], "tool add: needs more than the text between tags"),
         (["--tool", "own_tools:nothing"], "own_tools has no function 'nothing'"),
         (["--tool", "own_tools:tool"], "own_tools has no function 'tool'"),
         (["--tool", "no_such_tools:f"], "--tool no_such_tools:f: no module"),
@@ -244,7 +255,7 @@ def test_a_hub_model_with_a_bpe_tokenizer_and_its_template(
         (["--tool-timeout", "0"], "--tool-timeout 0"),
         (["--max-tool-tokens", "2"], "--max-tool-tokens 2: must be at least 8"),
         (["--tool-format", "xml"], "--tool-format xml: must be one of"),
-        (["--tool-format", "hermes"], "does not show tools; use --tool-format tags"),
+        (["--tool-format", "hermes"], "does not show tools and how to call them"),
         (["--reward-weights", "answer_check=1"], "unknown reward; known: tool_call_format"),
     ],
 )
@@ -299,7 +310,8 @@ class TestAToolThatBreaks:
         assert all(row["calls"][-1]["outcome"] == "error" for row in broken)
 
     def test_in_all_conversations_stops_the_run_in_one_line(self, script, tmp_path):
-        with pytest.raises(AssertionError, match="tool calc: broke off the conversations of"):
+        complaint = r"^error: tool calc: broke off the conversations of step 1, [^\n]*--resume\n\W"
+        with pytest.raises(AssertionError, match=complaint):
             self.run(script, tmp_path, lambda expression: True, "--temperature", "0.01")
 
     @staticmethod

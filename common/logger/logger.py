@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from common.logger.printable import printable
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Sink
 from common.replay_buffer import Experience
 from common.rollout.trajectory import Group, Rollout
@@ -75,7 +76,7 @@ class Logger:
                 call = rollout.completion.calls[-1]
                 if call.tool not in self._reported:
                     self._reported.add(call.tool)
-                    self.say(f"tool {call.tool} broke off a conversation: {call.reply}")
+                    self.say(f"tool {call.tool} broke off a conversation: {printable(call.reply)}")
 
     def log_example(self, batch_step: int, group: Group) -> None:
         """Show the first completion of a group as text beside the metrics."""

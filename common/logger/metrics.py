@@ -353,6 +353,7 @@ def evaluation_metrics(groups: Sequence[Group]) -> Metrics:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     tagged = [rollout for rollout in rollouts if is_tagged(rollout.completion)]
     metrics = {
+        "eval/errors": float(sum(len(group.errored) for group in groups)),
         "eval/accuracy": _share_correct(rollouts),
         "eval/format_rate": len(tagged) / len(rollouts),
         "eval/returns_mean": statistics.fmean(rollout.reward for rollout in rollouts),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from common.logger.printable import printable
 from common.run.directory import Run
 from common.run.files import read_rows
 
@@ -41,4 +42,4 @@ def before_and_after(run: Run) -> str:
 def _one_line(row: Mapping[str, Any]) -> str:
     """A conversation with what its tools replied."""
     messages = row.get("conversation", [{"content": row["completion"]}])
-    return "  →  ".join(" ".join(message["content"].split()) for message in messages)
+    return printable("  →  ".join(" ".join(message["content"].split()) for message in messages))

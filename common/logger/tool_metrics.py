@@ -17,7 +17,8 @@ from common.tools.calls import CallRecord, Status
 def conversation_metrics(groups: Sequence[Group]) -> Metrics:
     """`tools/* parse/* stop/* turns/* batch_returns/*` and `time/tool_s` of a batch.
 
-    Shares are of all conversations, errored ones included, and of all attempts to call a tool.
+    Shares are of all conversations, errored ones included, and of all attempts to call a tool. Of
+    the groups that were dropped, only what a tool broke off is left.
     """
     rollouts = _all_rollouts(groups)
     calls = [call for rollout in rollouts for call in rollout.completion.calls]
@@ -34,14 +35,16 @@ def conversation_metrics(groups: Sequence[Group]) -> Metrics:
         "batch_returns/std": float(returns.std()),
         "batch_returns/max": float(returns.max()),
         "batch_returns/min": float(returns.min()),
-        "batch_returns/per_task": float(returns.sum() / len(groups)),
+        "batch_returns/per_task": float(
+            returns.sum() / sum(bool(group.rollouts) for group in groups)
+        ),
         "time/tool_s": sum(call.seconds for call in calls),
     }
 
 
 def tool_evaluation_metrics(groups: Sequence[Group]) -> Metrics:
     """The part of `eval/*` that a single turn does not have."""
-    rollouts = _all_rollouts(groups)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {
         "eval/tool_use_rate": _share_with_a_good_call(rollouts),
         "eval/turns_mean": float(np.mean([_num_turns(rollout) for rollout in rollouts])),

@@ -20,9 +20,10 @@ class Message:
 
 
 class Transcript(str):
-    """The text of all that the policy wrote, one turn after another, and nothing that it read.
+    """What the policy wrote last, unless that is a call: the only place for an answer.
 
-    A string, so that a function of a completion's text scores a whole conversation too.
+    A string, so that a function of a completion's text scores a conversation too; its turns and its
+    calls are beside it.
     """
 
     messages: tuple[Message, ...]

@@ -95,11 +95,12 @@ class ChatFormat:
     def render(self, messages: Sequence[Mapping[str, str]], open_reply: bool = True) -> str:
         """The template's text for the messages, with the opening of a reply after them."""
         tokenizer = self.tokenizer
+        schemas: Any = [dict(schema) for schema in self._tool_schemas] or None
         try:
             rendered = tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
-                tools=[dict(schema) for schema in self._tool_schemas] or None,
-                chat_template=_PINNED_CLOCK + tokenizer.get_chat_template(),
+                tools=schemas,
+                chat_template=_PINNED_CLOCK + tokenizer.get_chat_template(tools=schemas),
                 add_generation_prompt=open_reply,
                 tokenize=False,
                 date_string=_PINNED_DATE,

@@ -24,6 +24,9 @@ MOST_PADDING = 1.5
 # Joining copies the cache of all rows, so requests wait until they are this share of those at work.
 JOIN_FRACTION = 1 / 2
 
+# ... but no longer than this many tokens.
+JOIN_PATIENCE = 8
+
 
 @dataclass(frozen=True)
 class Request:
@@ -61,6 +64,10 @@ class Decoding(Protocol):
 
     def advance(self) -> list[tuple[int, Completion]]:
         """Work on for a token; returns what has finished."""
+        ...
+
+    def forget(self, number: int) -> None:
+        """Keep nothing for a request that would go on from that of this number: there is none."""
         ...
 
     @property
@@ -148,6 +155,7 @@ class LocalDecoding:
         self._rows: list[_Row] = []
         self._batch: DecodeBatch | None = None
         self._paused: dict[int, _Paused] = {}
+        self._tokens_waited = 0
 
     @property
     def busy(self) -> bool:
@@ -155,6 +163,11 @@ class LocalDecoding:
 
     def add(self, number: int, request: Request) -> None:
         self._waiting.append((number, request))
+
+    def forget(self, number: int) -> None:
+        self._paused.pop(number, None)
+        for row in self._rows:
+            row.paused = row.paused and row.number != number
 
     def advance(self) -> list[tuple[int, Completion]]:
         if self._generator.interrupted():
@@ -181,13 +194,17 @@ class LocalDecoding:
         """Reading prompts and copying caches is worth it for several rows at once."""
         if self._batch is None:
             return bool(self._waiting)
+        if not self._waiting or not self._batch.can_grow:
+            return False
+        self._tokens_waited += 1
         running = sum(not row.finished for row in self._rows)
         enough = len(self._waiting) >= JOIN_FRACTION * running
-        return bool(self._waiting) and enough and self._batch.can_grow
+        return enough or self._tokens_waited > JOIN_PATIENCE
 
     def _admit(self) -> list[tuple[int, Completion]]:
         """Let all that wait join the batch; returns those whose prompt fills the context."""
         self._drop_finished()
+        self._tokens_waited = 0
         new: list[_Row] = []
         resumed: list[_Row] = []
         without_room: list[tuple[int, Completion]] = []

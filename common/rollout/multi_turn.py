@@ -4,7 +4,7 @@
       ^          |
       +-- tool <-+
 
-Whatever is ready joins the decode loop; tools run beside it and hold nobody up.
+What is ready joins the decode loop at the next chance; tools run beside it and hold nobody up.
 """
 
 from __future__ import annotations
@@ -72,9 +72,13 @@ def multi_turn(
             for number, completion in sorted(decoding.advance(), key=lambda turn: turn[0]):
                 if call := conversations[number].take(completion):
                     runner.start(number, call)
+                else:
+                    decoding.forget(number)
             for number, record in runner.finished(0.0 if decoding.busy else _PATIENCE):
                 conversations[number].hear(record)
-                if not conversations[number].stop_reason:
+                if conversations[number].stop_reason:
+                    decoding.forget(number)
+                else:
                     decoding.add(number, conversations[number].request())
     return [conversation.finished() for conversation in conversations]
 
@@ -154,4 +158,5 @@ class _Conversation:
 
     def finished(self) -> rollout.Conversation:
         trajectory = Trajectory(tuple(self._segments), self.stop_reason or "")
-        return trajectory, Transcript("\n".join(self._turns), self._messages, self._calls)
+        last = "" if self._chat.call_in(self._turns[-1]) else self._turns[-1]
+        return trajectory, Transcript(last, self._messages, self._calls)

@@ -35,6 +35,12 @@ class ToolChat(ChatFormat):
         call_format: Format,
     ) -> None:
         """Raises `UserError` for a chat template that cannot hold such a conversation."""
+        for tool in toolbox.values():
+            if call_format == "tags" and not tool.needs_one_argument:
+                raise UserError(
+                    f"tool {tool.name}: needs more than the text between tags; give its other "
+                    "arguments defaults, or use --tool-format hermes"
+                )
         schemas = [tool.schema for tool in toolbox.values()] if call_format == "hermes" else []
         super().__init__(tokenizer, system_prompt, schemas)
         self.toolbox = toolbox
@@ -85,12 +91,12 @@ class ToolChat(ChatFormat):
         opening = self.render(self.opening)
         once = self.render([*self.opening, *_exchange(0, _REPLIES[0])])
         twice = self.render([*self.opening, *_exchange(0, _REPLIES[0]), *_exchange(1, _REPLIES[1])])
-        for schema in self._tool_schemas:
-            if schema["function"]["name"] not in opening:
-                raise UserError(
-                    f"--tool-format hermes: the chat template of {name} does not show tools; "
-                    "use --tool-format tags"
-                )
+        shown = [schema["function"]["name"] in opening for schema in self._tool_schemas]
+        if shown and not (all(shown) and "<tool_call>" in opening):
+            raise UserError(
+                f"--tool-format hermes: the chat template of {name} does not show tools and how "
+                "to call them in <tool_call> tags; use --tool-format tags"
+            )
         if any(once.count(text) != 1 for text in (_TURNS[0], _REPLIES[0])):
             raise UserError(
                 f"the chat template of {name} has no place for the reply of a tool (role tool) "

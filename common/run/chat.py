@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from common.errors import UserError
+from common.logger.printable import printable
 from common.models.load import (
     ModelOptions,
     load_policy,
@@ -74,7 +75,7 @@ def main(config: ChatConfig) -> None:
         prompt_ids = tuple(chat.prompt_ids(as_question(question)))
         stream = StreamKey(seed, 0, number, 0)
         request = Request(prompt_ids, stream, config.max_completion_tokens)
-        return chat.decode(generate(generator, [request], sampling)[0].token_ids)
+        return printable(chat.decode(generate(generator, [request], sampling)[0].token_ids))
 
     if config.question is not None:
         console.print(answer(config.question, 0), markup=False, highlight=False)

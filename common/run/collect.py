@@ -73,6 +73,7 @@ class Collector:
         """
         draws = self._config.dynamic_sampling
         with_signal: list[Group] = []
+        broken: list[Group] = []
         groups: list[Group] = []
         for draw in range(step * draws, (step + 1) * draws):
             drawn = tasks_of_step(tasks, draw, self._config)
@@ -81,12 +82,13 @@ class Collector:
             if self._config.overlong == "penalty":
                 groups = [self._penalised(group) for group in groups]
             with_signal += [group for group in groups if group.has_signal]
+            broken += [_dropped(g) for g in groups if g.errored and not g.has_signal]
             if len(with_signal) >= self._config.rollouts_per_step:
                 break
-        _check_scored(groups, f"step {step + 1}")
         if draws == 1 or not with_signal:
+            _check_scored(groups, f"step {step + 1}")
             return groups
-        return with_signal[: self._config.rollouts_per_step]
+        return with_signal[: self._config.rollouts_per_step] + broken
 
     def _penalised(self, group: Group) -> Group:
         config = self._config

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from common.errors import UserError
+from common.logger.printable import printable
 from common.run.files import read_rows
 
 _STYLES = {"user": "bold", "assistant": "green", "tool": "cyan"}
@@ -73,7 +74,8 @@ def lines_of(row: Mapping[str, Any]) -> Iterator[Text]:
         yield _turn(message["role"], message["content"])
     for call in row.get("calls", []):
         if call["outcome"] != "answered":
-            yield Text(f"{call['outcome']:>9}  {call['tool']}: {call['reply']}", style="red")
+            reply = printable(call["reply"])
+            yield Text(f"{call['outcome']:>9}  {call['tool']}: {reply}", style="red")
     scores = "  ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in row.items()
@@ -83,7 +85,7 @@ def lines_of(row: Mapping[str, Any]) -> Iterator[Text]:
 
 
 def _turn(role: str, content: str) -> Text:
-    return Text.assemble((f"{role:>9}  ", "dim"), (content, _STYLES[role]))
+    return Text.assemble((f"{role:>9}  ", "dim"), (printable(content), _STYLES[role]))
 
 
 def main(config: SamplesConfig) -> None:

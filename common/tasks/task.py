@@ -109,9 +109,13 @@ def select_tasks(
 
 
 def split_tasks(tasks: Iterable[Task]) -> tuple[list[Task], list[Task]]:
-    """Training and held-out tasks, disjoint because `is_held_out` reads the question alone."""
+    """Training and held-out tasks: as a column `held_out` says, else by `is_held_out`.
+
+    Disjoint because `is_held_out` reads the question alone.
+    """
     train: list[Task] = []
     held_out: list[Task] = []
     for task in tasks:
-        (held_out if is_held_out(task.question) else train).append(task)
+        held = task.columns.get("held_out", is_held_out(task.question))
+        (held_out if held else train).append(task)
     return train, held_out

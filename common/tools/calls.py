@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +16,15 @@ Format = Literal["tags", "hermes"]
 
 # A call beyond this is refused unread.
 MAX_CALL_CHARACTERS = 4000
+# Of an integer; larger ones are not what anybody means.
+MAX_DIGITS = 30
 
 _OPENING = {"tags": re.compile(r"<tool:(\w{1,64})>"), "hermes": re.compile(r"<tool_call>")}
 _CLOSING = {"tags": "</tool>", "hermes": "</tool_call>"}
+_NO_OPENING = {
+    "tags": "there is no <tool:name> before </tool>",
+    "hermes": "there is no <tool_call> before </tool_call>",
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ def parse_calls(text: str, call_format: Format, toolbox: Mapping[str, Tool]) -> 
         else:
             calls.append(_from_json(body, toolbox))
         position = end + len(_CLOSING[call_format])
+    if not calls and _CLOSING[call_format] in text:
+        calls.append(Call("unknown_tool", complaint=_NO_OPENING[call_format]))
     return calls
 
 
@@ -79,14 +88,15 @@ def _from_tag(name: str, body: str, toolbox: Mapping[str, Tool]) -> Call:
         return _unknown(name, toolbox)
     if len(body) > MAX_CALL_CHARACTERS:
         return Call("bad_arguments", name, complaint=_TOO_LONG)
-    return _checked(toolbox[name], {toolbox[name].main_parameter: body.strip()})
+    tool, text = toolbox[name], body.strip()
+    return _checked(tool, {tool.main_parameter: text if tool.takes_text else _value(text)})
 
 
 def _from_json(body: str, toolbox: Mapping[str, Tool]) -> Call:
     if len(body) > MAX_CALL_CHARACTERS:
         return Call("invalid_json", complaint=_TOO_LONG)
     try:
-        parsed = json.loads(body, parse_constant=_refuse_constant)
+        parsed = _parsed(body)
     except (ValueError, RecursionError):
         return Call("invalid_json", complaint="the call is not valid JSON")
     if not isinstance(parsed, dict) or not isinstance(parsed.get("name"), str):
@@ -110,8 +120,28 @@ def _unknown(name: str, toolbox: Mapping[str, Tool]) -> Call:
     return Call("unknown_tool", name, complaint=complaint)
 
 
-def _refuse_constant(name: str) -> float:
+def _value(text: str) -> Any:
+    """A number or a list, where text is not asked for; what is neither stays text."""
+    try:
+        return _parsed(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, parse_constant=_refused, parse_float=_finite, parse_int=_short)
+
+
+def _refused(name: str) -> float:
     raise ValueError(name)
+
+
+def _finite(digits: str) -> float:
+    return value if math.isfinite(value := float(digits)) else _refused(digits)
+
+
+def _short(digits: str) -> int:
+    return int(digits) if len(digits) <= MAX_DIGITS else int(_refused(digits))
 
 
 _TOO_LONG = f"a call may have at most {MAX_CALL_CHARACTERS} characters"

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import bm25s
 
@@ -124,9 +124,10 @@ def _fingerprint(documents: Sequence[Document], settings: str) -> str:
 
 
 def _words(texts: list[str]) -> list[list[str]]:
-    return bm25s.tokenize(
+    words = bm25s.tokenize(
         texts, token_pattern=_WORD, stopwords="en", return_ids=False, show_progress=False
     )
+    return cast(list[list[str]], words)
 
 
 def search_tools(retriever: Retriever, count: int) -> Mapping[str, ToolFunction]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from common.errors import UserError
 
@@ -33,6 +34,17 @@ class Tool:
     def main_parameter(self) -> str:
         """What the text between tags is for."""
         return next(iter(self.parameters))
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether its main argument is text, and not a number or a list of something."""
+        return _fits("", get_type_hints(self.function)[self.main_parameter])
+
+    @property
+    def needs_one_argument(self) -> bool:
+        """Whether text between tags is all that a call needs."""
+        needed = [p for p in self.parameters.values() if p.default is inspect.Parameter.empty]
+        return [p.name for p in needed] in ([], [self.main_parameter])
 
     def complaint(self, arguments: Mapping[str, Any]) -> str | None:
         """What is wrong with the arguments of a call, said to the model; None if nothing is."""
@@ -79,6 +91,13 @@ def make_tool(function: ToolFunction, name: str | None = None) -> Tool:
     parameters = inspect.signature(function).parameters
     if not parameters:
         raise UserError(f"tool {name}: takes no argument; give it one for the text of a call")
+    hints = get_type_hints(function)
+    for parameter in parameters:
+        if not _is_supported(hints[parameter]):
+            raise UserError(
+                f"tool {name}: the argument {parameter!r} is {_type_name(hints[parameter])}; "
+                "give it a type that JSON has"
+            )
     schema["function"]["name"] = name
     return Tool(name, function, schema, parameters, getattr(function, "instant", False))
 
@@ -94,15 +113,33 @@ def make_toolbox(tools: Iterable[Tool]) -> dict[str, Tool]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value that JSON can hold is of a hint's type, or of one of its parts'."""
-    origin = get_origin(hint)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
-    if origin is not None or not isinstance(hint, type):
-        return any(_fits(value, part) for part in get_args(hint))
+    """Whether a value that JSON can hold is of a hint's type."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in parts
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
     if hint in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, int | float if hint is float else hint)
+
+
+def _is_supported(hint: Any) -> bool:
+    """Whether `_fits` can tell."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return True
+    if origin is tuple:
+        return len(set(parts) - {...}) == 1 and _is_supported(parts[0])
+    if origin in (list, dict, Union, UnionType):
+        return all(map(_is_supported, parts))
+    return hint in (str, int, float, bool, list, dict, NoneType, Any)
 
 
 def _type_name(hint: Any) -> str:

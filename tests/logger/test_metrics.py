@@ -244,6 +244,7 @@ def test_evaluation_metrics():
         make_group(make_rollout(0.0), make_rollout(0.0, text=tagged)),
     ]
     assert evaluation_metrics(groups) == {
+        "eval/errors": 0.0,
         "eval/accuracy": 0.25,
         "eval/format_rate": 0.75,
         "eval/accuracy_tagged": pytest.approx(1 / 3),
@@ -253,6 +254,7 @@ def test_evaluation_metrics():
     }
     single = [make_group(make_rollout(0.0))]
     assert set(evaluation_metrics(single)) == {
+        "eval/errors",
         "eval/accuracy",
         "eval/format_rate",
         "eval/returns_mean",

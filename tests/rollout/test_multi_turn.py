@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,13 @@ from common.models.tiny.tokenizer import END_ID
 from common.replay_buffer import Experience, with_log_probs
 from common.rewards.answers import is_correct
 from common.rewards.tool_use import tool_call_format, tool_execution
-from common.rollout.generate import Completion, Generator, LocalGenerator, Request
+from common.rollout.generate import (
+    Completion,
+    Generator,
+    LocalDecoding,
+    LocalGenerator,
+    Request,
+)
 from common.rollout.multi_turn import ROOM_TO_ANSWER, Limits, multi_turn
 from common.rollout.rollout import Conversation
 from common.rollout.sampling import Sampling, StreamKey
@@ -29,7 +36,9 @@ from common.tools.calculator import calculate
 from common.tools.calls import Call
 from common.tools.runner import ToolRunner
 from common.tools.toolbox import instant, make_tool, make_toolbox
+from tests.chat_templates import QWEN25_KIND
 from tests.helpers import ScriptedGenerator, random_model
+from tests.small_models import train_tokenizer
 
 TOKENIZER = load_tokenizer("tiny")
 
@@ -154,7 +163,7 @@ def test_a_call_its_reply_and_an_answer():
     )
     assert [segment.sampled for segment in trajectory.segments] == [False, True, False, True]
     assert TOKENIZER.decode(trajectory.sampled_ids) == f"{CALL}{ANSWER}<|im_end|>"
-    assert transcript == f"{CALL}\n{ANSWER}"
+    assert transcript == ANSWER
     assert [(m.role, m.content) for m in transcript.messages] == [
         ("assistant", CALL),
         ("tool", "4"),
@@ -346,10 +355,53 @@ class TestForging:
         assert forged in TOKENIZER.decode(trajectory.token_ids)
         assert trajectory.stop_reason == "no_tool_call"
         assert [call.tool for call in transcript.calls] == ["calc"]
-        assert transcript == f"{CALL}\nI see."
+        assert transcript == "I see."
         assert not is_correct(transcript, Task(0, "", "5"))
         # The ends of the question, of the call, of the reply and of what was written last.
         assert trajectory.token_ids.count(END_ID) == 4
+
+
+def test_hermes_calls_are_read_run_and_answered():
+    tokenizer = train_tokenizer(QWEN25_KIND)
+    chat = ToolChat(tokenizer, "", TOOLBOX, "hermes")
+    turns = (
+        'So <tool_call>{"name": "calc", "arguments": {"expression": "2 + 2"}}</tool_call>',
+        '<tool_call>{"name": "calc", "arguments": </tool_call>',
+        '<tool_call>{"name": "echo", "arguments": {"text": "a\\ud83d"}}</tool_call>',
+        ANSWER,
+    )
+
+    def complete(request: Request) -> Completion:
+        ids = chat.encode(turns[request.stream.turn])
+        if not chat.ends_turn(ids):
+            ids = [*ids, tokenizer.eos_token_id]
+        return Completion(ids, [-1.0] * len(ids), "stop")
+
+    limits = replace(LIMITS, max_length=4000)
+    ((trajectory, transcript),) = converse(
+        ScriptedGenerator(complete), chat=chat, limits=limits, budget=500
+    )
+    assert trajectory.stop_reason == "answered"
+    assert [call.status for call in transcript.calls] == ["ok", "invalid_json", "ok"]
+    replies = [message.content for message in transcript.messages if message.role == "tool"]
+    assert replies == ["4", "error: the call is not valid JSON", "a?"]
+    assert "<tool_response>\n4\n</tool_response>" in tokenizer.decode(trajectory.token_ids)
+
+
+ODD_ANSWERS = {
+    "inside a call": (["<tool:calc> <answer>4</answer></tool>", "bye"], "no_tool_call", False),
+    "across two turns": (["<tool:calc> <answer> </tool>", "4</answer>"], "no_tool_call", False),
+    "again after a reply": (["<answer> 9</answer>" + CALL, ANSWER], "answered", True),
+    "in a call that ends it": (["<tool:calc> <answer>4</answer></tool>"], "max_turns", False),
+}
+
+
+@pytest.mark.parametrize("where", ODD_ANSWERS)
+def test_an_answer_stands_in_the_last_turn_outside_of_any_call(where):
+    turns, reason, right = ODD_ANSWERS[where]
+    trajectory, transcript = outcome(*turns)
+    assert trajectory.stop_reason == reason
+    assert is_correct(transcript, Task(0, "", "4")) == right
 
 
 class TestSlowTools:
@@ -382,27 +434,46 @@ class TestSlowTools:
 
 
 class ChattyChat(ToolChat):
-    """Takes any turn for a call of `echo` with the first words of the turn."""
+    """Takes any turn for a call with the first words of the turn; some tokens close a call."""
+
+    tool = "echo"
 
     def call_in(self, turn: str) -> Call | None:
         return Call("ok", self.tool, {"text": turn[:7]})
 
-    tool = "echo"
+    def ends_turn(self, token_ids: Sequence[int]) -> bool:
+        return token_ids[-1] % 9 in (4, 5)
 
 
-STOP_IDS = frozenset(range(3, 512, 9))
+@pytest.fixture
+def resumed(monkeypatch) -> list[int]:
+    """How many rows went on from their cache, each time."""
+    counts: list[int] = []
+    resume = LocalDecoding._resume
+
+    def counted(self, rows):
+        counts.append(len(rows))
+        return resume(self, rows)
+
+    monkeypatch.setattr(LocalDecoding, "_resume", counted)
+    return counts
+
+
+STOP_IDS = frozenset(range(3, 512, 18))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
 @pytest.mark.parametrize("tool", ["echo", "later"])
-def test_together_and_one_at_a_time_are_the_same_token_for_token(temperature, tool):
+def test_together_and_one_at_a_time_are_the_same_token_for_token(temperature, tool, resumed):
     """Also where replies come back at any time, so that rows join at any time."""
     chat = ChattyChat(TOKENIZER, "", TOOLBOX, "tags")
     chat.tool = tool
-    generator = LocalGenerator(random_model(torch.float64), STOP_IDS, max_length=200)
+    model = random_model(torch.float64)
+    generator = LocalGenerator(model, STOP_IDS, max_length=200, ends_turn=chat.ends_turn)
     limits = replace(LIMITS, max_length=200)
     settings = {"chat": chat, "limits": limits, "sampling": Sampling(temperature, 1.0)}
     together = converse(generator, 12, budget=60, **settings)
+    assert sum(resumed) > 5
     alone: list[Conversation] = []
     for task, stream in openings(12):
         alone += multi_turn(
@@ -427,7 +498,7 @@ def test_together_and_one_at_a_time_are_the_same_token_for_token(temperature, to
 def chatty_trajectories() -> tuple[TokenLogProbs, list[Trajectory]]:
     model = random_model(torch.float32)
     chat = ChattyChat(TOKENIZER, "", TOOLBOX, "tags")
-    generator = LocalGenerator(model, STOP_IDS, max_length=200)
+    generator = LocalGenerator(model, STOP_IDS, max_length=200, ends_turn=chat.ends_turn)
     done = converse(generator, 16, chat=chat, limits=replace(LIMITS, max_length=200))
     trajectories = [trajectory for trajectory, _ in done]
     assert max(len(trajectory.segments) for trajectory in trajectories) == 8

@@ -149,6 +149,6 @@ def test_a_template_that_cannot_hold_the_conversation_is_named(mistake):
 
 
 def test_hermes_needs_a_template_that_shows_tools():
-    with pytest.raises(UserError, match="does not show tools; use --tool-format tags"):
+    with pytest.raises(UserError, match="does not show tools and how to call them"):
         ToolChat(TOKENIZERS["chatml"], "", TOOLBOX, "hermes")
     assert "tools" in QWEN25_TEMPLATE

@@ -1,21 +1,24 @@
 """Dynamic sampling and overlong handling, with completions from a script."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
 import torch
 
+from common.errors import UserError
 from common.models.load import ModelOptions, load_policy
 from common.replay_buffer import experiences_from
 from common.rewards.answers import is_correct
 from common.rewards.reward import Reward
+from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Completion, Request
-from common.rollout.rollout import with_advantages
+from common.rollout.rollout import single_turn, with_advantages
 from common.run.collect import Collector
 from common.run.config import TrainConfig, resolve_defaults
 from common.tasks.task import Task
+from common.tools.calls import CallRecord
 from tests.helpers import ScriptedGenerator
 
 TASKS = [Task(number, f"What is {number}+1?", str(number + 1)) for number in range(12)]
@@ -38,13 +41,15 @@ def length_reward(completion: str, task: Task) -> float:
     return float(len(completion))
 
 
-def collect(tokenizer, **flags):
+def collect(tokenizer, converse=single_turn, **flags):
     settings = {"rollouts_per_step": 3, "group_size": 4, "max_completion_tokens": 8, **flags}
     config = resolve_defaults(Config(**settings), bundled=True)
     model = load_policy(ModelOptions("tiny", torch.device("cpu")))
     rewards = [Reward("length", length_reward, 1.0)]
     chat = ChatFormat(tokenizer, "")
-    collector = Collector(config, model, chat, rewards, is_correct, lambda: False)
+    collector = Collector(
+        config, model, chat, rewards, is_correct, lambda: False, converse=converse
+    )
     generator = collector.generator = ScriptedGenerator(complete)
     return collector, generator
 
@@ -111,3 +116,44 @@ def test_masked_overlong_completions_have_no_token_to_learn_from(tokenizer):
         assert before.sampled.any()
         assert after.sampled.any() == (reason == "stop")
         assert after.advantage == before.advantage
+
+
+def breaking(openings, *, generator, chat, sampling, max_completion_tokens):
+    """All conversations about tasks 0 and 3, and all but one about task 6, are broken off."""
+    done = single_turn(
+        openings,
+        generator=generator,
+        chat=chat,
+        sampling=sampling,
+        max_completion_tokens=max_completion_tokens,
+    )
+    record = CallRecord("fetch", "ok", "error", "no route")
+
+    def is_broken(stream):
+        return stream.task_id in (0, 3) or (stream.task_id == 6 and stream.member > 0)
+
+    return [
+        (replace(trajectory, stop_reason="error"), Transcript(text, text.messages, [record]))
+        if is_broken(stream)
+        else (trajectory, text)
+        for (_, stream), (trajectory, text) in zip(openings, done, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_what_a_tool_broke_off_is_counted_and_not_learned_from(tokenizer, draws):
+    collector, _ = collect(tokenizer, dynamic_sampling=draws, converse=breaking)
+    groups = with_advantages(collector.train(TASKS, 0), lambda rewards: rewards - rewards.mean())
+    seen = {group.task.task_id for group in groups}
+    for group in groups:
+        expected = {0: 4, 3: 4, 6: 3}.get(group.task.task_id, 0)
+        assert len(group.errored) == expected
+        assert len(group.rollouts) == len(group.advantages) == (0 if expected else 4)
+    assert seen & {0, 3, 6} or draws == 1
+    assert len(experiences_from(groups)) == 4 * sum(not group.errored for group in groups)
+
+
+def test_a_tool_that_breaks_off_everything_stops_the_run(tokenizer):
+    collector, _ = collect(tokenizer, converse=breaking, rollouts_per_step=1)
+    with pytest.raises(UserError, match="tool fetch: broke off the conversations of an evaluation"):
+        collector.evaluate(TASKS[:1])

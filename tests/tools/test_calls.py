@@ -1,6 +1,7 @@
 """Calls are read from what a model wrote, whatever it wrote."""
 
 import json
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -33,7 +34,19 @@ async def wait(seconds: float, names: list[str]) -> str:
     return f"{seconds} {names}"
 
 
-TOOLBOX = make_toolbox(map(make_tool, (calculate, search, wait)))
+def half(number: float) -> str:
+    """Half of it.
+
+    Args:
+        number: Any.
+    """
+    return str(number / 2)
+
+
+TOOLBOX = make_toolbox(map(make_tool, (calculate, search, wait, half)))
+NO_NAMES = "wait needs the argument 'names'"
+NO_FLOAT = "half: the argument 'number' must be float"
+NO_OPENING = "there is no <tool:name> before </tool>"
 
 
 def hermes(**call) -> str:
@@ -49,8 +62,13 @@ def hermes(**call) -> str:
             "<tool:calculate>1</tool> and <tool:search>x</tool>",
             [Call("ok", "calculate", {"expression": "1"}), Call("ok", "search", {"query": "x"})],
         ),
-        ("no call at all </tool>", []),
-        ("<tool:>1</tool>", []),
+        ("no call at all", []),
+        ("<tool:wait>1.5</tool>", [Call("bad_arguments", "wait", {"seconds": 1.5}, NO_NAMES)]),
+        ("<tool:half>3</tool>", [Call("ok", "half", {"number": 3})]),
+        ("<tool:half>much</tool>", [Call("bad_arguments", "half", {"number": "much"}, NO_FLOAT)]),
+        ("<tool:half>1e999</tool>", [Call("bad_arguments", "half", {"number": "1e999"}, NO_FLOAT)]),
+        ("<tool>1</tool>", [Call("unknown_tool", complaint=NO_OPENING)]),
+        ("<tool:>1</tool>", [Call("unknown_tool", complaint=NO_OPENING)]),
     ],
 )
 def test_calls_between_tags(text, expected):
@@ -66,7 +84,7 @@ def test_calls_between_tags(text, expected):
             "unknown_tool",
             "there are: calculate, search, wait",
         ),
-        ("<tool:wait>3</tool>", "bad_arguments", "'seconds' must be float"),
+        ("<tool:wait>3</tool>", "bad_arguments", "needs the argument 'names'"),
         (f"<tool:search>{'x' * 5000}</tool>", "bad_arguments", "at most 4000 characters"),
     ],
 )
@@ -198,3 +216,58 @@ def test_the_schema_is_that_of_hints_and_docstring():
         "type": "integer",
         "description": "How many results.",
     }
+
+
+def convert(
+    unit: Literal["c", "f"],
+    at: dict[str, int],
+    pair: tuple[int, int] = (0, 0),
+    note: str | None = None,
+    extra: Any = 0,
+) -> str:
+    """Take all that JSON has.
+
+    Args:
+        unit: One of two.
+        at: Numbers by name.
+        pair: Two of them.
+        note: Text or nothing.
+        extra: Anything.
+    """
+    return f"{unit} {at} {pair} {note} {extra}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"unit": "c", "at": {"x": 1}}, None),
+        ({"unit": "c", "at": {}, "pair": [1, 2], "note": None, "extra": [{}]}, None),
+        ({"unit": "k", "at": {}}, "'unit' must be"),
+        ({"unit": "c", "at": {"x": "1"}}, "'at' must be"),
+        ({"unit": "c", "at": {}, "pair": ["1"]}, "'pair' must be"),
+        ({"unit": "c", "at": {}, "note": 3}, "'note' must be"),
+    ],
+)
+def test_every_type_that_json_has_is_checked(arguments, complaint):
+    said = make_tool(convert).complaint(arguments)
+    assert said is None if complaint is None else complaint in str(said)
+
+
+def test_a_type_that_json_has_not_is_refused():
+    def odd(moment: complex) -> str:
+        """Odd.
+
+        Args:
+            moment: When.
+        """
+        return ""
+
+    with pytest.raises(UserError, match="tool odd: "):
+        make_tool(odd)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 31, "NaN", "Infinity"])
+def test_numbers_of_no_sensible_size_are_refused(number):
+    text = f'<tool_call>{{"name": "half", "arguments": {{"number": {number}}}}}</tool_call>'
+    (call,) = parse_calls(text, "hermes", TOOLBOX)
+    assert call.status == "invalid_json"

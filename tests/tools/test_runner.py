@@ -130,11 +130,50 @@ def test_a_late_reply_is_never_taken_for_that_of_a_later_call_of_the_same_number
     assert record.reply == "slept 0.1"
 
 
-def test_an_async_tool_that_is_given_up_is_cancelled():
-    runner = ToolRunner(TOOLBOX, timeout=0.1)
-    runner.start(0, call("sleep_async", seconds=60))
-    ((_, record),) = all_of(runner)
-    assert record.outcome == "timeout"
+async def block(seconds: float) -> str:
+    """Do what an async tool must not: block its event loop.
+
+    Args:
+        seconds: How long.
+    """
+    time.sleep(seconds)
+    return f"blocked {seconds}"
+
+
+async def leave(text: str) -> str:
+    """Want to end the process.
+
+    Args:
+        text: Ignored.
+    """
+    sys.exit(text)
+
+
+def test_an_async_tool_that_blocks_or_wants_to_exit_ends_its_own_conversation_alone():
+    runner = ToolRunner(make_toolbox(map(make_tool, (block, leave, sleep_async))), timeout=0.5)
+    runner.start(0, call("block", seconds=2.0))
+    runner.start(1, call("sleep_async", seconds=0.1))
+    runner.start(2, call("leave", text="now"))
+    outcomes = {number: record.outcome for number, record in all_of(runner)}
+    assert outcomes == {0: "timeout", 1: "answered", 2: "error"}
+    runner.start(3, call("sleep_async", seconds=0.1))
+    assert all_of(runner)[0][1].outcome == "answered"
+
+
+def test_more_calls_than_threads_wait_for_their_turn(monkeypatch):
+    monkeypatch.setattr("common.tools.runner.MOST_THREADS", 4)
+    runner = ToolRunner(TOOLBOX, timeout=0.5)
+    for number in range(12):
+        runner.start(number, call("sleep", seconds=0.3))
+    records = all_of(runner)
+    assert sorted(number for number, _ in records) == list(range(12))
+    assert {record.outcome for _, record in records} == {"answered"}
+
+
+def test_half_a_surrogate_pair_is_made_text_that_can_be_encoded():
+    runner = ToolRunner(TOOLBOX, timeout=0.5)
+    runner.start(0, call("shout", text="a\ud83d"))
+    assert runner.finished()[0][1].reply == "A?"
 
 
 def test_a_tool_that_never_returns_does_not_keep_the_process_from_exiting():
@@ -162,8 +201,17 @@ async def never_either(text: str) -> str:
     await asyncio.sleep(10**6)
     return ""
 
-runner = ToolRunner(make_toolbox(map(make_tool, (never, never_either))), timeout=0.1)
-for number, name in enumerate(("never", "never_either")):
+async def nor_a_thread(text: str) -> str:
+    \"\"\"Never return.
+
+    Args:
+        text: Anything.
+    \"\"\"
+    return await asyncio.to_thread(never, text)
+
+tools = (never, never_either, nor_a_thread)
+runner = ToolRunner(make_toolbox(map(make_tool, tools)), timeout=0.1)
+for number, name in enumerate(("never", "never_either", "nor_a_thread")):
     runner.start(number, Call("ok", name, {"text": ""}))
 while runner.busy:
     print(sorted(record.outcome for _, record in runner.finished(0.05)))
@@ -172,4 +220,4 @@ while runner.busy:
         [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("timeout") == 2
+    assert done.stdout.count("timeout") == 3

@@ -1,0 +1,45 @@
+"""Scores worked out by hand."""
+
+import pytest
+
+from common.rewards.question_answering import answer_f1, is_exact_match, normalised
+from common.tasks.task import Task
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The Black Sea.", "black sea"),
+        ("  an  Apple a day ", "apple day"),
+        ("Halley's comet", "halleys comet"),
+        ("theatre", "theatre"),
+        ("1,234", "1234"),
+        ("...", ""),
+    ],
+)
+def test_normalising(text, expected):
+    assert normalised(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "exact", "f1"),
+    [
+        ("the Black Sea", True, 1.0),
+        ("Black", False, 2 / 3),
+        ("the deep black sea", False, 2 * (2 / 3) * 1 / (2 / 3 + 1)),
+        ("sea sea", False, 0.5),
+        ("Baltic", False, 0.0),
+        ("", False, 0.0),
+    ],
+)
+def test_scores(answer, exact, f1):
+    task = Task(0, "", "Black Sea")
+    completion = f"<think> so</think><answer> {answer}</answer>"
+    assert is_exact_match(completion, task) == exact
+    assert answer_f1(completion, task) == pytest.approx(f1)
+
+
+def test_without_an_answer_in_tags_there_is_no_score():
+    for completion in ("Black Sea", "<answer>Black Sea", "<answer>x</answer><answer>y</answer>"):
+        assert not is_exact_match(completion, Task(0, "", "Black Sea"))
+        assert answer_f1(completion, Task(0, "", "Black Sea")) == 0
