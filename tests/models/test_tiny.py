@@ -10,6 +10,7 @@ import torch
 
 from common.models.load import BUNDLED, ModelOptions, load_policy, load_tokenizer, stop_token_ids
 from common.models.tiny.arithmetic import ArithmeticStudent
+from common.models.tiny.calculator import CalculatorStudent
 from common.models.tiny.corpus import corpus
 from common.models.tiny.make import conversations
 from common.models.tiny.recipe import Recipe, build_model, collate, encode, fine_tune
@@ -145,3 +146,34 @@ def test_the_recipe_learns(tokenizer):
     )
     assert before > 5
     assert loss() < 0.35 * before
+
+
+def test_a_turn_that_ends_in_a_call_is_taught_without_an_end_of_its_own(tokenizer):
+    """It is sampled up to the closing tag; the end of the turn and the reply are given."""
+    call, answer = "<tool:calc> 2 + 2</tool>", "<answer> 4</answer>"
+    contents = {"user": "What is 2 + 2?", "assistant": call, "tool": "4"}
+    conversation = [{"role": role, "content": text} for role, text in contents.items()]
+    conversation.append({"role": "assistant", "content": answer})
+    ids, labels = encode(tokenizer, conversation)
+    whole = tokenizer.apply_chat_template(conversation, tokenize=False)
+    assert tokenizer.decode(ids) == whole.rstrip("\n")
+    assert (
+        tokenizer.decode([token for token in labels if token >= 0]) == f"{call}{answer}<|im_end|>"
+    )
+
+
+def test_the_calculators_student_is_taught_as_many_kinds_of_conversation_as_it_says():
+    student, rng = CalculatorStudent(), random.Random(0)
+    conversations = [student.conversation(rng) for _ in range(3000)]
+    first = [conversation[1]["content"] for conversation in conversations]
+    heads = [text for text in first if text.startswith("<answer>")]
+    assert len(heads) / 3000 == pytest.approx(0.34, abs=0.03)
+    replies = [c[2]["content"] for c in conversations if len(c) > 2]
+    failed = [reply for reply in replies if reply.startswith("error: ")]
+    assert len(failed) / 3000 == pytest.approx(0.20, abs=0.03)
+    assert len({reply.split("'")[0] for reply in failed}) == 3
+    for conversation in conversations:
+        roles = [message["role"] for message in conversation]
+        assert roles[0] == "user"
+        assert roles[1::2] == ["assistant"] * len(roles[1::2])
+        assert set(roles[2::2]) <= {"tool"}
