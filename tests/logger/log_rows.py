@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from rich.console import Console
 
+from common.logger import mirror_sink
 from common.logger.open import open_logger
 from common.run.config import TrainConfig, parse_config
 from common.run.directory import open_run
@@ -32,10 +33,13 @@ class Config(TrainConfig):
     """Log slowly, until killed: few rows must not need many others to be written."""
     pause: bool = False
     """Wait half way for a line on stdin."""
+    finish_seconds: float = mirror_sink.FINISH_SECONDS
+    """How long to wait for the mirror at the end."""
 
 
 def main(log_dir: str, flags: list[str]) -> None:
     config = parse_config(Config, ["--log-dir", log_dir, "--run-name", "run", *flags])
+    mirror_sink.FINISH_SECONDS = config.finish_seconds
     console = Console()
     tell(f"{STARTED} {time.time()}")
     run = open_run(config, console.out)
