@@ -54,7 +54,7 @@ def main(config: ReproduceConfig) -> None:
     console = Console()
     name = time.strftime("reproduce-%Y%m%d-%H%M%S")
     outcomes = [run(config, f"{name}-seed{seed}", seed) for seed in config.seeds]
-    console.print(table(outcomes, config.eval_samples), soft_wrap=True, highlight=False)
+    console.print(table(outcomes), soft_wrap=True, highlight=False)
 
 
 def run(config: ReproduceConfig, name: str, seed: int) -> Outcome:
@@ -89,18 +89,19 @@ SHARES = {
     "in tags": "eval/format_rate",
     "right of tagged": "eval/accuracy_tagged",
     "tool used": "eval/tool_use_rate",
+    "in new words": "eval/accuracy_new_wording",
 }
 
 
-def table(outcomes: list[Outcome], samples: int) -> str:
+def table(outcomes: list[Outcome]) -> str:
     """A Markdown table, one row per seed and one for the mean."""
     known = {title: name for title, name in SHARES.items() if name in outcomes[0].last}
     titles = ["seed", "before", "after", *known, "steps", "time", "peak"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for outcome in outcomes:
         shares = (
-            _with_interval(outcome.first["eval/accuracy"], samples),
-            _with_interval(outcome.last["eval/accuracy"], samples),
+            _with_interval(outcome.first),
+            _with_interval(outcome.last),
             *(_before_after(outcome, name) for name in known.values()),
         )
         cost = f"{outcome.steps} | {outcome.seconds:.0f} s | {outcome.peak_gigabytes:.2f} GB"
@@ -111,8 +112,9 @@ def table(outcomes: list[Outcome], samples: int) -> str:
     return "\n".join(lines)
 
 
-def _with_interval(share: float, samples: int) -> str:
-    low, high = wilson_interval(share, samples)
+def _with_interval(evaluation: dict[str, float]) -> str:
+    share = evaluation["eval/accuracy"]
+    low, high = wilson_interval(share, int(evaluation["eval/samples"]))
     return f"{share:.1%} ({100 * low:.1f} to {100 * high:.1f})"
 
 

@@ -98,13 +98,13 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
     objective = choose(config)
     device = resolve_device(config.device)
     train_tasks, held_out = load_task_split(config)
-    rewards = load_rewards(config, train_tasks[0])
+    rewards = load_rewards(config, train_tasks[0], console.out)
     tokenizer = load_tokenizer(config.model_name)
     chat = ChatFormat(tokenizer, config.system_prompt)
     check_lengths(config, chat, train_tasks + held_out)
     seed_everything(config.seed)
     policy, reference = load_models(config, device, run.weights)
-    statistics = RunStatistics(rewards)
+    statistics = RunStatistics()
     optimizer = make_optimizer(config, policy)
     state = TrainingState(run, policy.model, tokenizer, optimizer, statistics)
     total_steps = optimizer_steps(config, config.max_steps)
@@ -115,7 +115,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
     record = start_run(run, config, policy)
     with interruption, open_logger(config, run, record, console) as logger:
         if not run.resumed:
-            logger.log_text("dr_grpo/critic_type", "group mean, no value network", 0)
+            logger.log_media(0, {"dr_grpo/critic_type": "group mean, no value network"})
         step, finished = run.step, False
         with suppress(Interrupted):
             for step in range(run.step, config.max_steps + 1):
@@ -162,9 +162,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
                 logger.log_batch(step + 1, advantage_moments(groups))
                 metrics = batch_metrics(statistics, groups, list(buffer), steps, timer)
                 logger.log_batch(step + 1, metrics)
-                if config.logs_completions(step + 1):
-                    logger.log_samples(step + 1, groups[:4], "train")
-                    logger.log_example(step + 1, groups[0])
+                logger.log_rollouts(step + 1, groups, list(buffer))
                 state.stop_if_diverged(step + 1)
                 if config.saves_checkpoint(step + 1):
                     with timer("checkpoint"):
@@ -179,6 +177,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
             sys.exit(interruption.exit_code)
         final = {**statistics.final(state.global_step), "checkpoint/final_saved": 1.0}
         logger.log_batch(step, final)
+        logger.log_media(step, statistics.criteria_summary())
         logger.say(before_and_after(run))
 
 

@@ -104,13 +104,13 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
     objective = choose(config)
     device = resolve_device(config.device)
     train_tasks, held_out = load_task_split(config)
-    rewards = load_rewards(config, train_tasks[0], TOOL_REWARDS)
+    rewards = load_rewards(config, train_tasks[0], console.out, TOOL_REWARDS)
     tokenizer = load_tokenizer(config.model_name)
     chat = load_tool_chat(config, tokenizer, TOOLS)
     check_lengths(config, chat, train_tasks + held_out)
     seed_everything(config.seed)
     policy, reference = load_models(config, device, run.weights)
-    statistics = RunStatistics(rewards)
+    statistics = RunStatistics()
     optimizer = make_optimizer(config, policy)
     state = TrainingState(run, policy.model, tokenizer, optimizer, statistics)
     total_steps = optimizer_steps(config, config.max_steps)
@@ -175,10 +175,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
                 # 3. Report and save.
                 metrics = batch_metrics(statistics, groups, list(buffer), steps, timer)
                 logger.log_batch(step + 1, metrics | conversation_metrics(groups))
-                logger.log_errored(step + 1, groups)
-                if config.logs_completions(step + 1):
-                    logger.log_samples(step + 1, groups[:4], "train")
-                    logger.log_example(step + 1, groups[0])
+                logger.log_rollouts(step + 1, groups, list(buffer))
                 state.stop_if_diverged(step + 1)
                 if config.saves_checkpoint(step + 1):
                     with timer("checkpoint"):
@@ -193,6 +190,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
             sys.exit(interruption.exit_code)
         final = {**statistics.final(state.global_step), "checkpoint/final_saved": 1.0}
         logger.log_batch(step, final)
+        logger.log_media(step, statistics.criteria_summary())
         logger.say(before_and_after(run))
 
 

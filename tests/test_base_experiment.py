@@ -46,6 +46,7 @@ def test_it_learns(learned):
     assert column(rows, "eval/accuracy_tagged")[-1] > column(rows, "eval/accuracy_tagged")[0] + 0.2
     rewards = column(rows, "rollouts/returns_mean")
     assert sum(rewards[-3:]) / 3 > 1.5 * sum(rewards[:3]) / 3
+    assert not [name for row in rows for name in row if name.startswith("health/")]
 
 
 def test_the_sampler_and_the_learner_agree_on_every_token(learned):

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import REPOSITORY
 
 STRATA = [
-    {"errors", "own_code"},
+    {"errors", "own_code", "yaml_file"},
     {"algo", "tasks", "rewards", "tools"},
     {"models", "rollout", "replay_buffer"},
     {"logger", "run"},

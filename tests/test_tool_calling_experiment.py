@@ -75,6 +75,8 @@ class TestLearning:
         assert used_before < 0.75
         assert used_after > 0.85
         assert "→" in output
+        rows = read_rows(directory / "metrics.jsonl")
+        assert not [name for row in rows for name in row if name.startswith("health/")]
 
     def test_the_sampler_and_the_learner_agree_on_every_token(self, learned):
         assert max(column(learned[0], "rollouts/logprob_mismatch_max")) < 1e-3

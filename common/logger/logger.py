@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,10 +15,29 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from common.logger.health import Health
+from common.logger.media import Media
 from common.logger.printable import printable
+from common.logger.rollout_media import as_text, generations, histograms, reward_breakdown
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Sink
 from common.replay_buffer import Experience
 from common.rollout.trajectory import Group, Rollout
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Every how many batches what is logged of them; 0 for never."""
+
+    completions: int
+    histograms: int
+    reasoning_tag: str
+
+
+NEVER = Intervals(completions=0, histograms=0, reasoning_tag="think")
+
+
+def is_due(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
 
 
 class Logger:
@@ -28,10 +47,19 @@ class Logger:
     A logger without sinks is silent, which is what ranks other than the first have.
     """
 
-    def __init__(self, sinks: Sequence[Sink], console: Console, samples_file: Path) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        console: Console,
+        samples_file: Path,
+        intervals: Intervals = NEVER,
+        health: Health | None = None,
+    ) -> None:
         self._sinks = sinks
         self._console = console
         self._samples_file = samples_file
+        self._intervals = intervals
+        self._health = health or Health()
         self._reported: set[str] = set()
 
     def __enter__(self) -> Logger:
@@ -56,9 +84,34 @@ class Logger:
         """Log the `training_step/*` of one optimizer step."""
         self._log({STEP_AXIS: global_step, **metrics})
 
-    def log_text(self, name: str, text: str, batch_step: int) -> None:
+    def log_media(self, batch_step: int, media: Mapping[str, Media]) -> None:
+        """Log what is no number: text, histograms, tables, bars."""
         for sink in self._sinks:
-            sink.log_text(name, text, batch_step)
+            for name, value in media.items():
+                sink.log_media(name, value, batch_step)
+
+    def log_rollouts(
+        self, batch_step: int, groups: Sequence[Group], experiences: Sequence[Experience]
+    ) -> None:
+        """Log what is due of a batch: completions, distributions, what went wrong.
+
+        It is the last that is logged of a batch: the rules of `health` look at its numbers.
+        """
+        self.log_errored(batch_step, groups)
+        for alarm in self._health.end_batch():
+            self.say(f"warning: {alarm}")
+            self.log_media(batch_step, {f"health/{alarm.rule}": str(alarm)})
+        kept = [group for group in groups if group.rollouts]
+        if not self._sinks or not kept:
+            return
+        if is_due(self._intervals.completions, batch_step):
+            self.log_samples(batch_step, kept[:4], "train")
+            table = generations(batch_step, kept[:4], self._intervals.reasoning_tag)
+            example = {"examples/completion": as_text(kept[0]), "generations": table}
+            self.log_media(batch_step, example)
+        if is_due(self._intervals.histograms, batch_step):
+            self.log_media(batch_step, histograms(kept, experiences))
+            self.log_media(batch_step, {"rewards/breakdown": reward_breakdown(kept)})
 
     def log_samples(self, batch_step: int, groups: Sequence[Group], split: str) -> None:
         """Append the groups, whole, to `samples.jsonl`."""
@@ -77,15 +130,6 @@ class Logger:
                 if call.tool not in self._reported:
                     self._reported.add(call.tool)
                     self.say(f"tool {call.tool} broke off a conversation: {printable(call.reply)}")
-
-    def log_example(self, batch_step: int, group: Group) -> None:
-        """Show the first completion of a group as text beside the metrics."""
-        for rollout in group.rollouts[:1]:
-            turns = [
-                f"{message.role}: {message.content}" for message in rollout.completion.messages
-            ]
-            text = "\n\n".join([group.task.question, *turns])
-            self.log_text("examples/completion", text, batch_step)
 
     def log_invalid_step(self, global_step: int, batch: Sequence[Experience]) -> None:
         """Record the tasks of an optimizer batch whose gradient was not finite."""
@@ -109,6 +153,7 @@ class Logger:
         self._report(
             [name for name, value in numbers.items() if not math.isfinite(value)], "not finite"
         )
+        self._health.add(numbers)
         for sink in self._sinks:
             sink.log(numbers)
 

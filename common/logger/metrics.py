@@ -18,15 +18,20 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
+from common.logger.media import Table
 from common.logger.timer import Timer
 from common.replay_buffer import Experience, ExperienceBatch
 from common.rewards.answers import is_tagged
-from common.rewards.reward import Reward
 from common.rollout.trajectory import Group, Rollout
 
 Metrics = dict[str, float]
 
 RECENT_BATCHES = 10
+
+
+def is_criterion(name: str) -> bool:
+    """Whether a score is a part of a rubric's, `criteria/{rubric}/{criterion}`."""
+    return name.startswith("criteria/")
 
 
 def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) -> Metrics:
@@ -171,8 +176,8 @@ class RunningScores:
 class RunStatistics:
     """What a run remembers from batch to batch: per-reward statistics, totals and the best mean."""
 
-    def __init__(self, rewards: Sequence[Reward]) -> None:
-        self.scores = {reward.name: RunningScores() for reward in rewards}
+    def __init__(self) -> None:
+        self.scores: dict[str, RunningScores] = {}
         self.total_rollouts = 0
         self.total_batches = 0
         self.best_mean_return = -math.inf
@@ -181,12 +186,16 @@ class RunStatistics:
         self.invalid_in_a_row = 0
 
     def add_batch(self, groups: Sequence[Group]) -> Metrics:
-        """Remember a batch; returns its `rewards/*`."""
+        """Remember a batch; returns its `rewards/*` and `criteria/*`."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         metrics: Metrics = {}
-        for name, running in self.scores.items():
+        for name in rollouts[0].scores:
             scores = np.array([rollout.scores[name] for rollout in rollouts])
+            running = self.scores.setdefault(name, RunningScores())
             running.add(scores)
+            if is_criterion(name):
+                metrics[f"{name}_mean"] = float(scores.mean())
+                continue
             metrics |= {
                 f"rewards/{name}_mean": float(scores.mean()),
                 f"rewards/{name}_max": float(scores.max()),
@@ -226,8 +235,20 @@ class RunStatistics:
         if self.total_batches:
             metrics["final/best_mean_return"] = self.best_mean_return
             for name, running in self.scores.items():
-                metrics |= {f"final/{name}_{key}": value for key, value in running.final().items()}
+                if not is_criterion(name):
+                    values = running.final().items()
+                    metrics |= {f"final/{name}_{key}": value for key, value in values}
         return metrics
+
+    def criteria_summary(self) -> dict[str, Table]:
+        """What a rubric's criteria scored over the run, as a table; nothing without a rubric."""
+        rows = [
+            [name.removeprefix("criteria/"), *running.final().values()]
+            for name, running in self.scores.items()
+            if is_criterion(name)
+        ]
+        columns = ["criterion", "mean", "std", "max", "min", "samples"]
+        return {"rubric_criteria_summary": Table(columns, rows)} if rows else {}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -238,8 +259,9 @@ class RunStatistics:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         scores = state["scores"]
         vars(self).update({name: value for name, value in state.items() if name != "scores"})
-        for name, running in self.scores.items():
-            running.load_state_dict(scores[name])
+        for name, values in scores.items():
+            self.scores[name] = RunningScores()
+            self.scores[name].load_state_dict(values)
 
 
 class StepSums:
@@ -353,6 +375,7 @@ def evaluation_metrics(groups: Sequence[Group]) -> Metrics:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     tagged = [rollout for rollout in rollouts if is_tagged(rollout.completion)]
     metrics = {
+        "eval/samples": float(len(rollouts)),
         "eval/errors": float(sum(len(group.errored) for group in groups)),
         "eval/accuracy": _share_correct(rollouts),
         "eval/format_rate": len(tagged) / len(rollouts),

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from common.errors import UserError
+from common.logger.media import from_json
 from common.logger.sinks import BATCH_AXIS, Sink
 
 POLL_SECONDS = 0.2
@@ -118,17 +119,18 @@ def follow(path: Path, sinks: list[Sink]) -> None:
 
 def pass_on(file: BinaryIO, sinks: list[Sink]) -> None:
     for row in new_rows(file):
-        texts = {name: value for name, value in row.items() if isinstance(value, str)}
+        parsed = {name: from_json(value) for name, value in row.items()}
+        media = {name: value for name, value in parsed.items() if value is not None}
         numbers = {
             name: math.nan if value is None else value
             for name, value in row.items()
-            if name not in texts
+            if name not in media
         }
         for sink in sinks:
-            if not texts:
+            if not media:
                 sink.log(numbers)
-            for name, text in texts.items():
-                sink.log_text(name, text, int(row[BATCH_AXIS]))
+            for name, value in media.items():
+                sink.log_media(name, value, int(row[BATCH_AXIS]))
 
 
 def new_rows(file: BinaryIO) -> Iterator[Mapping[str, Any]]:

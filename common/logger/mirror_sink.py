@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.logger.media import Media
 from common.logger.mirror import CHARGE, REFUSES, Order
 from common.logger.sinks import Row
 
@@ -54,7 +55,7 @@ class MirrorSink:
         if self._refusal is not None:
             raise UserError(self._refusal)
 
-    def log_text(self, name: str, text: str, batch_step: int) -> None:
+    def log_media(self, name: str, media: Media, batch_step: int) -> None:
         self.log({})
 
     def close(self, exit_code: int) -> None:

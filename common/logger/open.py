@@ -9,11 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from common.logger.logger import Logger
+from common.logger.health import Health
+from common.logger.logger import Intervals, Logger
 from common.logger.mirror_sink import MirrorSink
 from common.logger.sinks import ConsoleSink, JsonlSink, Sink
 from common.run.config import TrainConfig
 from common.run.directory import Run
+from common.run.files import read_rows
 
 
 def open_logger(
@@ -32,7 +34,14 @@ def open_logger(
         say = partial(console.out, highlight=False)
         sinks.append(MirrorSink(directory.path, config.tensorboard, identity, record, say))
     sinks.append(ConsoleSink(config.max_steps, console))
-    return Logger(sinks, console, directory.samples_file)
+    intervals = Intervals(
+        completions=config.log_completions_interval,
+        histograms=config.histogram_interval,
+        reasoning_tag=config.reasoning_tag,
+    )
+    health = Health()
+    health.replay(read_rows(directory.metrics_file))
+    return Logger(sinks, console, directory.samples_file, intervals, health)
 
 
 def _wandb_names(config: TrainConfig, run_name: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from common.logger.media import Media, as_json
+
 BATCH_AXIS = "rollouts/batch_step"
 STEP_AXIS = "training_step/global_step"
 AXES = (BATCH_AXIS, STEP_AXIS)
@@ -29,7 +31,7 @@ class Sink(Protocol):
 
     def log(self, row: Row) -> None: ...
 
-    def log_text(self, name: str, text: str, batch_step: int) -> None: ...
+    def log_media(self, name: str, media: Media, batch_step: int) -> None: ...
 
     def close(self, exit_code: int) -> None: ...
 
@@ -44,8 +46,8 @@ class JsonlSink:
         self._file.write(json.dumps(_without_nan(row)) + "\n")
         self._file.flush()
 
-    def log_text(self, name: str, text: str, batch_step: int) -> None:
-        self.log({BATCH_AXIS: batch_step, name: text})
+    def log_media(self, name: str, media: Media, batch_step: int) -> None:
+        self.log({BATCH_AXIS: batch_step, name: as_json(media)})
 
     def close(self, exit_code: int) -> None:
         self._file.close()
@@ -119,8 +121,8 @@ class ConsoleSink:
             status=f"reward {reward}  right {right}  KL {divergence}  {speed} tok/s",
         )
 
-    def log_text(self, name: str, text: str, batch_step: int) -> None:
-        """Text is for the files; a screen full of completions would hide the numbers."""
+    def log_media(self, name: str, media: Media, batch_step: int) -> None:
+        """That is for the files; a screen full of completions would hide the numbers."""
 
     def close(self, exit_code: int) -> None:
         self._progress.stop()

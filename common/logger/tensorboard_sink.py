@@ -9,11 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.histogram.metadata import create_summary_metadata
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 
+from common.logger.media import Bars, Histogram, Media, Table, as_markdown
 from common.logger.sinks import AXES, Row, axis_of
 
 # It writes at most this many seconds after a row, so that a killed run keeps its rows.
@@ -31,14 +35,36 @@ class TensorBoardSink:
                 values = [Summary.Value(tag=name, simple_value=row[name]) for name in names]
                 self._add(Summary(value=values), int(row[axis]))
 
-    def log_text(self, name: str, text: str, batch_step: int) -> None:
-        self._add(text_pb(f"{name}/text_summary", text), batch_step)
+    def log_media(self, name: str, media: Media, batch_step: int) -> None:
+        """Tables and bars as text: TensorBoard has neither."""
+        if isinstance(media, Histogram):
+            summary = _histogram(name, media)
+        elif isinstance(media, Bars):
+            rows = Table(["", "mean"], list(media.values.items()))
+            summary = text_pb(f"{name}/text_summary", as_markdown(rows))
+        else:
+            text = as_markdown(media) if isinstance(media, Table) else media
+            summary = text_pb(f"{name}/text_summary", text)
+        self._add(summary, batch_step)
 
     def _add(self, summary: Any, step: int) -> None:
         self._writer.add_event(Event(summary=summary, step=step, wall_time=time.time()))
 
     def close(self, exit_code: int) -> None:
         self._writer.close()
+
+
+def _histogram(name: str, histogram: Histogram) -> Any:
+    """What TensorBoard's own function makes of values, from counts that are there already."""
+    edges = histogram.edges
+    buckets = np.array([edges[:-1], edges[1:], histogram.counts], dtype=np.float64).T
+    summary = Summary()
+    summary.value.add(
+        tag=f"{name}/histogram_summary",
+        metadata=create_summary_metadata(display_name=None, description=None),
+        tensor=make_tensor_proto(buckets, dtype=np.float64),
+    )
+    return summary
 
 
 def remove_event_files(directory: Path) -> None:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import wandb
 from wandb.errors import UsageError
 from wandb.sdk.lib import wbauth
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from common.errors import UserError
+from common.logger.media import Bars, Histogram, Media, Table
 from common.logger.sinks import AXES, BATCH_AXIS, Row, axis_of
 
 # Together these bound what a dead server costs a whole run. wandb's own defaults wait 100 seconds
@@ -62,6 +64,7 @@ class WandbSink:
         self._has_ended = False
         self._run = self._open()
         self._defined: set[str] = set()
+        self._tables: dict[str, wandb.Table] = {}
         for axis in AXES:
             self._run.define_metric(axis)
         mode = "disabled" if self._run.disabled else "offline" if self._run.offline else "online"
@@ -77,10 +80,31 @@ class WandbSink:
     def log(self, row: Row) -> None:
         self._write(row)
 
-    def log_text(self, name: str, text: str, batch_step: int) -> None:
-        self._write({BATCH_AXIS: batch_step, name: text})
+    def log_media(self, name: str, media: Media, batch_step: int) -> None:
+        """Log it; what `health/*` says is sent as an alert, too."""
+        self._write({BATCH_AXIS: batch_step, name: self._as_wandb(name, media)})
+        if name.startswith("health/") and not self._has_ended:
+            with suppress(*_SERVICE_ENDED):
+                self._run.alert(title=name, text=f"batch {batch_step}: {media}")
 
-    def _write(self, row: Mapping[str, int | float | str]) -> None:
+    def _as_wandb(self, name: str, media: Media) -> Any:
+        """wandb's own kind of the same; a table grows by the rows of each call."""
+        if isinstance(media, Histogram):
+            counts, edges = np.array(media.counts), np.array(media.edges)
+            return wandb.Histogram(np_histogram=(counts, edges))
+        if isinstance(media, Bars):
+            rows = wandb.Table(columns=["label", "value"], data=list(media.values.items()))
+            return wandb.plot.bar(rows, "label", "value", title=name)
+        if isinstance(media, Table):
+            columns: list[str | int] = list(media.columns)
+            new = wandb.Table(columns=columns, log_mode="INCREMENTAL", allow_mixed_types=True)
+            table = self._tables.setdefault(name, new)
+            for row in media.rows:
+                table.add_data(*row)
+            return table
+        return media
+
+    def _write(self, row: Mapping[str, Any]) -> None:
         if self._has_ended:
             return
         try:

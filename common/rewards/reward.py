@@ -18,6 +18,17 @@ from common.tasks.task import Task
 RewardFunction = Callable[[Transcript, Task], float]
 
 
+class Score(float):
+    """A score with the parts that it was made of, by the names under which they are logged."""
+
+    parts: Mapping[str, float]
+
+    def __new__(cls, value: float, parts: Mapping[str, float]) -> Score:
+        self = super().__new__(cls, value)
+        self.parts = dict(parts)
+        return self
+
+
 @dataclass(frozen=True)
 class Reward:
     """A pure function of completion and task, and how much its score counts."""
@@ -38,18 +49,23 @@ def text_rewards(reasoning_tag: str) -> dict[str, RewardFunction]:
 
 
 def build_rewards(
-    functions: Mapping[str, RewardFunction], own_functions: Sequence[str], weights: str
+    functions: Mapping[str, RewardFunction],
+    own_functions: Sequence[str],
+    weights: str,
+    defaults: Mapping[str, float] | None = None,
 ) -> list[Reward]:
-    """All functions with their weights from `name=weight,...`; one not named there has weight 0.
+    """All functions with their weights from `name=weight,...`.
 
-    `own_functions` are `module:function` of the user's; each is known by its function's name and
-    has weight 1 unless named. Raises `UserError` for unknown names and impossible weights.
+    One that is not named there has its weight of `defaults`, else 0. `own_functions` are
+    `module:function` of the user's; each is known by its function's name and has weight 1 unless
+    named. Raises `UserError` for unknown names and impossible weights.
     """
     own = {path.partition(":")[2]: import_reward(path) for path in own_functions}
     if taken := sorted(set(own) & set(functions)):
         raise UserError(f"--reward {taken[0]}: that name is taken; rename your function")
     functions = {**functions, **own}
-    parsed = {**dict.fromkeys(own, 1.0), **parse_weights(weights, known=list(functions))}
+    parsed = parse_weights(weights, known=list(functions))
+    parsed = {**(defaults or {}), **dict.fromkeys(own, 1.0), **parsed}
     if not any(parsed.values()):
         raise UserError(f"--reward-weights {weights}: every weight is 0; give one that is not")
     return [Reward(name, function, parsed.get(name, 0.0)) for name, function in functions.items()]
@@ -84,7 +100,7 @@ def import_reward(path: str) -> RewardFunction:
 def score(
     rewards: Sequence[Reward], completion: Transcript, task: Task
 ) -> tuple[dict[str, float], float]:
-    """Every function's raw score, and their weighted sum.
+    """Every function's raw score with its parts, and the weighted sum.
 
     Raises `UserError` naming the function whose score is not a finite number.
     """
@@ -94,4 +110,5 @@ def score(
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"reward {reward.name} gave {value!r}; it must give a finite number")
         scores[reward.name] = float(value)
+        scores |= value.parts if isinstance(value, Score) else {}
     return scores, math.fsum(reward.weight * scores[reward.name] for reward in rewards)

@@ -90,6 +90,10 @@ class TaskFlags:
     """Weights of the rewards as name=w,...; a function that is not named is only logged."""
     reward: tuple[str, ...] = ()
     """Your own reward functions as module:function (weight 1 unless named in the weights)."""
+    rubric_file: Path | None = None
+    """YAML file of named criteria that add up to one more reward, called rubric."""
+    rubric_weight: float = 1.0
+    """Weight of that reward; 0 only logs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +195,9 @@ class RunFlags:
     """Write TensorBoard files into the run's directory."""
     log_completions_interval: int = 5
     """Write sampled completions to samples.jsonl every this many steps; 0 for never."""
+    histogram_interval: int = 10
+    """Log distributions of rewards, advantages, lengths and mismatch every this many steps; 0 for
+    never."""
     dry_run: bool = False
     """Load everything, take one small step, print what a step will cost, and leave no run."""
 
@@ -248,7 +255,9 @@ class TrainConfig(
             check(name, lambda count: count >= 1, "at least 1")
         for name in ("max_steps", "max_prompts", "max_terms", "max_digits"):
             check(name, lambda count: count >= 1, "at least 1")
-        for name in ("eval_interval", "eval_samples", "log_completions_interval"):
+        for name in ("eval_interval", "eval_samples"):
+            check(name, lambda count: count >= 0, "0 or more")
+        for name in ("log_completions_interval", "histogram_interval"):
             check(name, lambda count: count >= 0, "0 or more")
         for name in ("checkpoint_interval", "keep_checkpoints", "lora_rank"):
             check(name, lambda count: count >= 0, "0 or more")
@@ -257,6 +266,7 @@ class TrainConfig(
         check("overlong_buffer", lambda value: value <= 1, "at most 1")
         check("clip_eps", lambda value: 0 < value < 1, "above 0 and below 1")
         check("clip_eps_high", lambda value: 0 < value < math.inf, "above 0")
+        check("rubric_weight", math.isfinite, "a finite number")
         check("dynamic_sampling", lambda count: count >= 1, "at least 1")
         for name in ("max_minutes", "lora_alpha"):
             check(name, lambda value: 0 < value < math.inf, "above 0")
@@ -277,9 +287,6 @@ class TrainConfig(
         check("reasoning_tag", lambda tag: re.fullmatch(r"\w+", tag), "one word, without brackets")
         allowed = r"[^/\\#?%:]{1,128}"
         check("wandb_project", lambda name: re.fullmatch(allowed, name), r"without / \ # ? % :")
-
-    def logs_completions(self, step: int) -> bool:
-        return self.log_completions_interval > 0 and step % self.log_completions_interval == 0
 
     def model_options(self, device: torch.device) -> ModelOptions:
         return ModelOptions(
@@ -373,7 +380,7 @@ def parse_config(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_one_line(complaint.getvalue())) from None
+        raise UserError(complaint_as_line(complaint.getvalue())) from None
     values = {
         field.name: getattr(getattr(parsed, name), field.name)
         for name, group in groups.items()
@@ -432,7 +439,7 @@ def _reject_unknown_flags(arguments: Sequence[str], groups: dict[str, type]) -> 
             raise UserError(f"{flag}: unknown flag; {remedy}")
 
 
-def _one_line(complaint: str) -> str:
+def complaint_as_line(complaint: str) -> str:
     """tyro's framed message as one line: the flag, its value, and what is accepted."""
     text = " ".join(re.sub(r"[─│╭╮╰╯┌┐└┘━]|-{5,}", " ", complaint).split())
     message = re.split(r" (?:Argument helptext|For full helptext)", text)[0]

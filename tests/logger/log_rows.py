@@ -13,6 +13,7 @@ from typing import ClassVar
 from rich.console import Console
 
 from common.logger import mirror_sink
+from common.logger.media import Bars, Histogram, Table
 from common.logger.open import open_logger
 from common.run.config import TrainConfig, parse_config
 from common.run.directory import open_run
@@ -51,7 +52,16 @@ def main(log_dir: str, flags: list[str]) -> None:
             logger.log_training_step(2 * step - 1, {"training_step/loss": 1 / step})
             logger.log_training_step(2 * step, {"training_step/loss": float("nan")})
             logger.log_batch(step, {"rollouts/returns_mean": 0.1 * step, "dr_grpo/x": step})
-            logger.log_text("examples/completion", f"<think>[bold]{step}[/bold]\n", step)
+            text = f"<think>[bold]{step}[/bold]\n"
+            media = {
+                "examples/completion": text,
+                "rewards/a_hist": Histogram.of([0.0, step, step, 2.0 * step]),
+                "generations": Table(
+                    ["step", "question", "reward"], [[step, "1|2?", 0.5], [step, "<b>", None]]
+                ),
+                "rewards/breakdown": Bars({"a": 0.5 * step, "b": -1.0}),
+            }
+            logger.log_media(step, media)
             if step == STEPS // 2:
                 tell(HALF_WAY)
                 if config.pause:

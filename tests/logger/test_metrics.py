@@ -1,6 +1,8 @@
 """Every number here was worked out by hand."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,12 +16,9 @@ from common.logger.metrics import (
     rollout_metrics,
 )
 from common.replay_buffer import Experience, ExperienceBatch
-from common.rewards.reward import Reward
 from common.rewards.transcript import Transcript
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
 from common.tasks.task import Task
-
-REWARDS = [Reward("a", lambda completion, task: 0.0, 1.0)]
 
 
 def make_rollout(
@@ -125,7 +124,7 @@ def test_preference_metrics_are_sums_over_completions_by_sign_of_the_advantage()
 
 
 def test_reward_statistics_over_batches():
-    statistics = RunStatistics(REWARDS)
+    statistics = RunStatistics()
     first = statistics.add_batch(GROUPS)
     second = statistics.add_batch([make_group(make_rollout(2.0), make_rollout(3.0))])
     assert first["rewards/a_mean"] == 0.5
@@ -147,25 +146,43 @@ def test_reward_statistics_over_batches():
 
 
 def test_the_recent_mean_forgets_all_but_ten_batches():
-    statistics = RunStatistics(REWARDS)
+    statistics = RunStatistics()
     groups = [make_group(make_rollout(float(n)), make_rollout(float(n))) for n in range(12)]
     metrics = [statistics.add_batch([group]) for group in groups][-1]
     assert metrics["rewards/a_recent_mean"] == pytest.approx(sum(range(2, 12)) / 10)
 
 
 def test_statistics_survive_a_checkpoint():
-    statistics = RunStatistics(REWARDS)
+    statistics = RunStatistics()
     statistics.add_batch(GROUPS)
     statistics.count_step(math.nan)
-    restored = RunStatistics(REWARDS)
+    restored = RunStatistics()
     restored.load_state_dict(statistics.state_dict())
     assert restored.final(3) == statistics.final(3)
     assert restored.add_batch(GROUPS) == statistics.add_batch(GROUPS)
     assert (restored.invalid_losses, restored.invalid_in_a_row) == (1, 1)
 
 
+def test_criteria_have_means_and_a_table_at_the_end():
+    statistics = RunStatistics()
+    assert statistics.criteria_summary() == {}
+    scores = [{"rubric": 0.5, "criteria/r/c": 2.0}, {"rubric": 1.0, "criteria/r/c": 5.0}]
+    rollouts = [replace(make_rollout(0.0), scores=one) for one in scores]
+    metrics = statistics.add_batch([make_group(*rollouts)])
+    assert metrics["criteria/r/c_mean"] == 3.5
+    assert metrics["rewards/rubric_mean"] == 0.75
+    assert not any(name.startswith("rewards/criteria") for name in metrics)
+    assert not any("criteria" in name for name in statistics.final(1))
+    (table,) = statistics.criteria_summary().values()
+    assert table.columns == ["criterion", "mean", "std", "max", "min", "samples"]
+    assert table.rows == [["r/c", 3.5, 1.5, 5.0, 2.0, 2.0]]
+    restored = RunStatistics()
+    restored.load_state_dict(json.loads(json.dumps(statistics.state_dict())))
+    assert restored.criteria_summary() == statistics.criteria_summary()
+
+
 def test_steps_without_a_finite_gradient_are_counted():
-    statistics = RunStatistics(REWARDS)
+    statistics = RunStatistics()
     assert [statistics.count_step(norm) for norm in (1.0, math.nan, math.inf, 0.0)] == [
         True,
         False,
@@ -244,6 +261,7 @@ def test_evaluation_metrics():
         make_group(make_rollout(0.0), make_rollout(0.0, text=tagged)),
     ]
     assert evaluation_metrics(groups) == {
+        "eval/samples": 4.0,
         "eval/errors": 0.0,
         "eval/accuracy": 0.25,
         "eval/format_rate": 0.75,
@@ -254,6 +272,7 @@ def test_evaluation_metrics():
     }
     single = [make_group(make_rollout(0.0))]
     assert set(evaluation_metrics(single)) == {
+        "eval/samples",
         "eval/errors",
         "eval/accuracy",
         "eval/format_rate",

@@ -11,8 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+from tensorboard.util.tensor_util import make_ndarray
 
 from common.logger.logger import Logger
+from common.logger.media import Bars, Histogram, Table, as_json, from_json
 from common.logger.sinks import ConsoleSink, JsonlSink
 from common.logger.tensorboard_sink import TensorBoardSink
 from tests.helpers import random_experiences, read_rows
@@ -91,12 +94,70 @@ def test_what_is_no_number_is_left_out_and_named_once(tmp_path, logger, console)
 def test_text_is_kept_as_it_is(tmp_path, logger):
     text = '<think> "ä"\n[red]1[/red] \u2028 \x07 </think>'
     with logger:
-        logger.log_text("examples/completion", text, 2)
+        logger.log_media(2, {"examples/completion": text})
     (row,) = read_rows(tmp_path / "metrics.jsonl")
     assert row == {"rollouts/batch_step": 2, "examples/completion": text}
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
     (event,) = events.Tensors("examples/completion/text_summary")
     assert (event.step, event.tensor_proto.string_val[0].decode()) == (2, text)
+
+
+def test_histograms_are_what_tensorboard_makes_of_the_values(tmp_path, logger):
+    values = np.random.default_rng(0).normal(size=200)
+    with logger:
+        logger.log_media(3, {"rewards/a_hist": Histogram.of(values)})
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    histogram = row["rewards/a_hist"]["histogram"]
+    assert sum(histogram["counts"]) == 200
+    assert len(histogram["edges"]) == len(histogram["counts"]) + 1
+    assert (histogram["edges"][0], histogram["edges"][-1]) == (values.min(), values.max())
+    expected = histogram_pb("rewards/a_hist", values, buckets=len(histogram["counts"]))
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    (event,) = events.Tensors("rewards/a_hist/histogram_summary")
+    assert event.step == 3
+    shown, theirs = (make_ndarray(p) for p in (event.tensor_proto, expected.value[0].tensor))
+    np.testing.assert_allclose(shown, theirs, rtol=1e-12)
+    assert events.SummaryMetadata("rewards/a_hist/histogram_summary").plugin_data.plugin_name == (
+        "histograms"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [([], [0]), ([2.0, 2.0], [2]), ([math.nan, 1.0, math.inf], [1]), ([0.0, 1.0], None)],
+)
+def test_histograms_of_few_values(values, counts):
+    histogram = Histogram.of(values)
+    assert counts is None or histogram.counts == counts
+    assert sum(histogram.counts) == len([value for value in values if math.isfinite(value)])
+
+
+def test_tables_and_bars_are_markdown_in_tensorboard(tmp_path, logger):
+    table = Table(["question", "reward"], [["1 | 2\n<b>?", 0.123456], ["x", None]])
+    with logger:
+        logger.log_media(1, {"generations": table, "rewards/breakdown": Bars({"a": 0.5})})
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    (event,) = events.Tensors("generations/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == (
+        "| question | reward |\n| --- | --- |\n| 1 \\| 2 \\<b>? | 0.1235 |\n| x |  |"
+    )
+    (event,) = events.Tensors("rewards/breakdown/text_summary")
+    assert event.tensor_proto.string_val[0].decode().endswith("| a | 0.5 |")
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        "text",
+        Histogram([0.0, 1.0], [3]),
+        Table(["a"], [["b"], [None]]),
+        Bars({"a": 1.0, "b": -2.0}),
+    ],
+)
+def test_media_survive_the_file(media):
+    assert from_json(json.loads(json.dumps(as_json(media)))) == media
+    assert from_json(1.5) is None
+    assert from_json(None) is None
 
 
 def test_a_message_is_one_line_on_a_narrow_screen(logger, console):
@@ -123,7 +184,7 @@ def test_a_full_disk_is_an_error_and_the_other_sinks_are_closed_whole(tmp_path, 
 def test_a_logger_without_sinks_writes_nothing(tmp_path, console):
     with Logger([], console, tmp_path / "samples.jsonl") as logger:
         logger.log_batch(1, {"eval/x": math.nan})
-        logger.log_text("examples/completion", "text", 1)
+        logger.log_media(1, {"examples/completion": "text"})
         logger.log_invalid_step(1, random_experiences(1))
         logger.say("hello")
     assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.fake_wandb_server import FakeWandbServer
 from tests.helpers import REPOSITORY, read_rows, run_training
 from tests.logger.log_rows import HALF_WAY, STARTED, STEPS
-from tests.logger.wandb_records import as_jsonl, records, rows_of, the
+from tests.logger.wandb_records import (
+    plain_rows,
+    records,
+    rows_of,
+    table_rows,
+    the,
+    without_tables,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +81,7 @@ class LoggingRun:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return read_rows(self.directory / "metrics.jsonl")
+        return without_tables(read_rows(self.directory / "metrics.jsonl"))
 
 
 def start_logging(log_dir: Path, *flags: str, **environment: str) -> LoggingRun:
@@ -127,7 +134,7 @@ def offline(tmp_path_factory):
 
 def test_without_a_key_every_row_is_in_a_file_to_sync_later(offline):
     _, found = offline
-    assert rows_of(found["records"]) == found["rows"]
+    assert rows_of(found["records"]) == without_tables(found["rows"])
     assert the("exit", found["records"])["exit_code"] == 0
     assert the("run", found["records"])["project"] == "tiny_grpo"
 
@@ -154,10 +161,10 @@ def test_nothing_is_twice_after_a_resume(offline):
     assert rows[: saved[-1] + 1] == found["rows"][: saved[-1] + 1]
 
     new = records(directory, "offline-run-*")
-    assert rows_of(new) == rows
+    assert rows_of(new) == without_tables(rows)
     assert the("run", new)["run_group"] == the("run", found["records"])["run_group"] == "run"
     assert the("run", new)["run_id"] != the("run", found["records"])["run_id"]
-    assert rows_of(records(directory, "superseded-*")) == found["rows"]
+    assert rows_of(records(directory, "superseded-*")) == without_tables(found["rows"])
 
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     names = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
@@ -184,6 +191,24 @@ def test_texts_survive_a_resume(offline):
     shown = events.Tensors("examples/completion/text_summary")
     assert {event.step: event.tensor_proto.string_val[0].decode() for event in shown} == texts
     assert len(shown) == len(texts)
+
+
+def test_a_table_grows_and_bars_are_drawn_from_one(tmp_path):
+    run = log(tmp_path)
+    rows = read_rows(run.directory / "metrics.jsonl")
+    logged = [row["generations"]["table"]["rows"] for row in rows if "generations" in row]
+    assert len(logged) == STEPS
+    assert table_rows(run.directory, "generations") == [row for rows in logged for row in rows]
+    bars = [
+        row["rewards/breakdown"]["bars"]["values"] for row in rows if "rewards/breakdown" in row
+    ]
+    expected = [list(pair) for values in bars for pair in values.items()]
+    assert table_rows(run.directory, "rewards/breakdown_table") == expected
+    found = records(run.directory)
+    histograms = [row["rewards/a_hist"] for row in rows if "rewards/a_hist" in row]
+    assert [
+        row["rewards/a_hist"] for row in rows_of(found) if "rewards/a_hist" in row
+    ] == histograms
 
 
 # Online
@@ -236,7 +261,8 @@ def all_command_lines() -> set[bytes]:
 def test_with_a_key_every_row_arrives(online):
     directory, server, output, _ = online
     ((run, _),) = server.runs.items()
-    assert [as_jsonl(row) for row in server.rows[run]] == read_rows(directory / "metrics.jsonl")
+    rows = read_rows(directory / "metrics.jsonl")
+    assert plain_rows(server.rows[run]) == without_tables(rows)
     assert server.exit_codes == {run: 0}
     assert "W&B initialized: from-the-shell/run (online)\n" in output
     assert "offline" not in output
@@ -437,7 +463,7 @@ def test_what_a_dead_server_did_not_take_can_be_synced_later(misfortunes):
             timeout=60,
         )
         (rows,) = server.rows.values()
-    assert [as_jsonl(row) for row in rows] == run.rows
+    assert plain_rows(rows) == run.rows
 
 
 def test_a_killed_run_keeps_every_row_older_than_two_seconds(tmp_path):
@@ -516,5 +542,5 @@ def test_a_key_in_netrc_is_found(tmp_path):
         run = log(tmp_path, WANDB_BASE_URL=server.url, NETRC=str(netrc))
         (rows,) = server.rows.values()
     assert "(online)" in run.output
-    assert [as_jsonl(row) for row in rows] == run.rows
+    assert plain_rows(rows) == run.rows
     assert files_with(KEY, run.directory) == []

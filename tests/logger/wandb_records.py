@@ -19,17 +19,42 @@ def records(directory: Path, pattern: str = "*run-*") -> list[dict[str, Any]]:
 
 
 def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that we logged, in the form in which `metrics.jsonl` has them."""
-    return [as_jsonl(record["history"]["item"]) for record in found if record["type"] == "history"]
+    """The rows that we logged, in the form in which `metrics.jsonl` has them, but tables."""
+    items = [record["history"]["item"] for record in found if record["type"] == "history"]
+    return plain_rows(items)
 
 
-def as_jsonl(item: dict[str, Any]) -> dict[str, Any]:
+def plain_rows(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """wandb's rows in our form, but tables."""
+    return without_tables([_as_jsonl(item) for item in items])
+
+
+def _as_jsonl(item: dict[str, Any]) -> dict[str, Any]:
     """Without wandb's own values; what is not finite, as null."""
-    return {
-        name: None if value == "NaN" or is_nan(value) else value
-        for name, value in item.items()
-        if not name.startswith("_")
-    }
+    return {name: _value(value) for name, value in item.items() if not name.startswith("_")}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict) and value["_type"] == "histogram":
+        return {"histogram": {"edges": value["bins"], "counts": value["values"]}}
+    return None if value == "NaN" or is_nan(value) else value
+
+
+def without_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tables, and bars, which are drawn from one, are files beside the run."""
+    kinds = ("table", "bars", "_type")
+    return [
+        row
+        for row in rows
+        if not any(isinstance(v, dict) and any(k in v for k in kinds) for v in row.values())
+    ]
+
+
+def table_rows(directory: Path, name: str, pattern: str = "*run-*") -> list[list[Any]]:
+    """The rows of a table that was logged by increments, or of one that bars are drawn from."""
+    files = sorted((directory / "wandb").glob(f"{pattern}/files/media/table/{name}*.json"))
+    tables = [json.loads(file.read_text()) for file in files]
+    return [row for table in tables for row in table["data"]]
 
 
 def is_nan(value: object) -> bool:

@@ -1,0 +1,79 @@
+"""What is logged beside numbers: text, histograms, tables and bars, each with a form in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+BINS = 32
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between edges, of which there is one more; NaN and infinities are not counted."""
+
+    edges: Sequence[float]
+    counts: Sequence[int]
+
+    @classmethod
+    def of(cls, values: Sequence[float] | np.ndarray) -> Histogram:
+        """Equal bins from the smallest value to the largest; one bin if there is one value."""
+        numbers = np.asarray(values, dtype=np.float64)
+        numbers = numbers[np.isfinite(numbers)]
+        distinct = len(np.unique(numbers))
+        counts, edges = np.histogram(numbers, bins=BINS if distinct > 1 else 1)
+        return cls(edges.tolist(), counts.tolist())
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are added to those logged before under the same name."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A value per label."""
+
+    values: Mapping[str, float]
+
+
+Media = str | Histogram | Table | Bars
+
+
+def as_json(media: Media) -> Any:
+    """Text as it is; anything else as an object with one key that says what it is."""
+    if isinstance(media, str):
+        return media
+    return {type(media).__name__.lower(): vars(media)}
+
+
+def from_json(value: Any) -> Media | None:
+    """What `as_json` gave; None for a number or null, which are no media."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        return None
+    ((kind, fields),) = value.items()
+    return {"histogram": Histogram, "table": Table, "bars": Bars}[kind](**fields)
+
+
+def as_markdown(table: Table) -> str:
+    """For those who can show text alone; cells are in one line, and without marks of Markdown."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(str(value).replace("|", "\\|").replace("<", "\\<").split())

@@ -1,0 +1,84 @@
+"""Checks that a rubric declares without code: each makes a function of completion and task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from common.rewards.answers import parse_number
+from common.rewards.reward import RewardFunction
+from common.rewards.tags import ANSWER_TAG, extract_tag
+from common.rewards.transcript import Transcript
+from common.tasks.task import Task
+
+# What a model wrote is not looked at further: a pattern may take long on a long text.
+MOST_CHARACTERS = 20_000
+UNITS = ("characters", "words")
+
+
+def regex(pattern: str, of: str = "completion", ignore_case: bool = False) -> RewardFunction:
+    """1 if the pattern is found."""
+    compiled = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+    part = _part(of)
+    return lambda completion, task: float(compiled.search(part(completion)) is not None)
+
+
+def contains(text: str, of: str = "completion", ignore_case: bool = False) -> RewardFunction:
+    """1 if the text is there."""
+    if not text:
+        raise ValueError("text: there is nothing to look for")
+    return regex(re.escape(text), of, ignore_case)
+
+
+def length(
+    of: str = "completion", unit: str = "characters", least: float = 0.0, most: float = float("inf")
+) -> RewardFunction:
+    """1 if there are at least `least` and at most `most` characters or words."""
+    if unit not in UNITS:
+        raise ValueError(f"unit: {unit!r} is unknown; there are {', '.join(UNITS)}")
+    if not 0 <= least <= most:
+        raise ValueError(f"least, most: {least!r} and {most!r} leave no length")
+    part = _part(of)
+
+    def score(completion: Transcript, task: Task) -> float:
+        text = part(completion)
+        return float(least <= (len(text) if unit == "characters" else len(text.split())) <= most)
+
+    return score
+
+
+def numeric(tolerance: float, relative: bool = False) -> RewardFunction:
+    """1 if the tagged answer is a number that is at most `tolerance` from the oracle's.
+
+    With `relative`, the tolerance is a share of the oracle's number.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance: {tolerance!r} is below 0")
+
+    def score(completion: Transcript, task: Task) -> float:
+        answer = parse_number(extract_tag(completion, ANSWER_TAG) or "")
+        expected = parse_number(task.answer)
+        if answer is None or expected is None:
+            return 0.0
+        allowed = tolerance * float(abs(expected)) if relative else tolerance
+        return float(float(abs(answer - expected)) <= allowed)
+
+    return score
+
+
+def _part(of: str) -> Callable[[str], str]:
+    """The text that a check looks at; empty where the completion has no such part."""
+    if of == "completion":
+        return lambda completion: completion[:MOST_CHARACTERS]
+    if not re.fullmatch(r"\w+", of):
+        raise ValueError(f"of: {of!r} is neither completion nor a tag, such as answer or think")
+    return lambda completion: (extract_tag(completion, of) or "")[:MOST_CHARACTERS]
+
+
+CHECKS: Mapping[str, Callable[..., Any]] = {
+    "regex": regex,
+    "contains": contains,
+    "length": length,
+    "numeric": numeric,
+}
