@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The symbol of {e} is {v}.",
-                "{e} has the symbol {v}.",
+                "The symbol used for {e} is {v}.",
                 "Chemists write {v} for {e}.",
             ),
             (
@@ -47,7 +47,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "number",
             (
                 "The atomic number of {e} is {v}.",
-                "{e} has the atomic number {v}.",
+                "The atomic number that {e} has is {v}.",
                 "The number of protons of {e}, its atomic number, is {v}.",
             ),
             (
@@ -61,7 +61,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "word",
             (
                 "The family of {e} is the {v}.",
-                "{e} belongs to the family of the {v}.",
+                "The family to which {e} belongs is the {v}.",
                 "{e} is one of the {v}, which is its family.",
             ),
             (
@@ -77,8 +77,8 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The capital of {e} is {v}.",
-                "{e} has the capital {v}.",
-                "{v} is the capital city of {e}.",
+                "The capital city of {e} is {v}.",
+                "{v} serves {e} as its capital.",
             ),
             (
                 "What is the capital of {e}?",
@@ -91,7 +91,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "word",
             (
                 "The currency of {e} is the {v}.",
-                "{e} has the {v} as its currency.",
+                "The currency used in {e} is the {v}.",
                 "The {v} is the currency in which {e} pays.",
             ),
             (
@@ -105,7 +105,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The main language of {e} is {v}.",
-                "{e} has {v} as its main language.",
+                "The main language spoken in {e} is {v}.",
                 "{v} is the language that most people in {e} speak.",
             ),
             (
@@ -119,7 +119,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The continent of {e} is {v}.",
-                "{e} lies on the continent of {v}.",
+                "The continent on which {e} lies is {v}.",
                 "{v} is the continent where {e} is found.",
             ),
             (
@@ -135,7 +135,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The planet of {e} is {v}.",
-                "{e} orbits the planet {v}.",
+                "The planet that {e} orbits is {v}.",
                 "{v} is the planet around which {e} moves.",
             ),
             (
@@ -149,7 +149,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The discoverer of {e} is {v}.",
-                "{e} was discovered by {v}.",
+                "The discoverer named for {e} is {v}.",
                 "{v} is the one who discovered {e}.",
             ),
             (
@@ -163,7 +163,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "year",
             (
                 "The discovery year of {e} is {v}.",
-                "{e} was discovered in the year {v}.",
+                "The discovery year given for {e} is {v}.",
                 "The year {v} saw the discovery of {e}.",
             ),
             (
@@ -179,7 +179,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The mouth of {e} is the {v}.",
-                "{e} has its mouth at the {v}.",
+                "The mouth at which {e} ends is the {v}.",
                 "{e} ends at its mouth in the {v}.",
             ),
             (
@@ -193,7 +193,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The continent of {e} is {v}.",
-                "{e} lies on the continent of {v}.",
+                "The continent on which {e} lies is {v}.",
                 "{v} is the continent where {e} is found.",
             ),
             (
@@ -207,7 +207,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The main city on {e} is {v}.",
-                "{e} has {v} as its main city.",
+                "The main city through which {e} flows is {v}.",
                 "{v} is the main city on the banks of {e}.",
             ),
             (
@@ -223,7 +223,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "number",
             (
                 "The height of {e} is {v} metres.",
-                "{e} has a height of {v} metres.",
+                "The height to which {e} rises is {v} metres.",
                 "{e} rises to a height of {v} metres.",
             ),
             (
@@ -237,7 +237,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The country of {e} is {v}.",
-                "{e} stands in the country {v}.",
+                "The country in which {e} stands is {v}.",
                 "{v} is the country in which {e} rises.",
             ),
             (
@@ -253,7 +253,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "word",
             (
                 "The invention of {e} is the {v}.",
-                "{e} is known for the invention of the {v}.",
+                "The invention for which {e} is known is the {v}.",
                 "The {v} is an invention by {e}.",
             ),
             (
@@ -267,7 +267,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "year",
             (
                 "The birth year of {e} is {v}.",
-                "{e} was born in the year {v}.",
+                "The birth year recorded for {e} is {v}.",
                 "The birth of {e} was in {v}.",
             ),
             (
@@ -281,7 +281,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The country of {e} is {v}.",
-                "{e} came from the country {v}.",
+                "The country from which {e} came is {v}.",
                 "{v} is the country where {e} grew up.",
             ),
             (
@@ -297,7 +297,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "year",
             (
                 "The launch year of {e} is {v}.",
-                "{e} was launched in the year {v}.",
+                "The launch year recorded for {e} is {v}.",
                 "The launch of {e} was in {v}.",
             ),
             (
@@ -311,7 +311,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The target of {e} is {v}.",
-                "{e} had {v} as its target.",
+                "The target chosen for {e} was {v}.",
                 "{v} was the target that {e} was sent to.",
             ),
             (
@@ -325,7 +325,7 @@ KINDS: dict[str, tuple[Attribute, ...]] = {
             "name",
             (
                 "The operator of {e} is {v}.",
-                "{e} had {v} as its operator.",
+                "The operator responsible for {e} was {v}.",
                 "{v} was the operator that flew {e}.",
             ),
             (

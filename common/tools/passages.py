@@ -82,16 +82,16 @@ def split_documents(
     """Passages of at most `size` tokens; neighbours share up to `overlap` tokens of sentences."""
     passages: list[Passage] = []
     for document in documents:
-        for heading, body in _sections(document):
-            sentences = list(_fitting(_sentences(body), count_tokens, size))
-            counts = count_tokens(sentences) if sentences else []
+        for heading, body in sections(document):
+            pieces = list(_fitting(sentences(body), count_tokens, size))
+            counts = count_tokens(pieces) if pieces else []
             for start, end in _windows(counts, size, overlap):
-                text = " ".join(sentences[start:end])
+                text = " ".join(pieces[start:end])
                 passages.append(Passage(len(passages) + 1, document.source, heading, text))
     return passages
 
 
-def _sections(document: Document) -> Iterator[tuple[str, str]]:
+def sections(document: Document) -> Iterator[tuple[str, str]]:
     """Headings, each with what stands below it; what stands above the first has the file's name."""
     heading, lines = Path(document.source).stem.replace("_", " "), []
     text = _TABLE.sub(lambda table: f"\n{table_as_text(table[0])}\n", document.text)
@@ -104,7 +104,8 @@ def _sections(document: Document) -> Iterator[tuple[str, str]]:
     yield heading, "\n".join(lines)
 
 
-def _sentences(text: str) -> Iterator[str]:
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of each paragraph, with single spaces."""
     for paragraph in re.split(r"\n\s*\n", text):
         yield from filter(None, _SENTENCE_END.split(" ".join(paragraph.split())))
 

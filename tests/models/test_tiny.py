@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 import string
 from functools import partial
 
@@ -12,8 +13,17 @@ from common.models.load import BUNDLED, ModelOptions, load_policy, load_tokenize
 from common.models.tiny.arithmetic import ArithmeticStudent
 from common.models.tiny.calculator import CalculatorStudent
 from common.models.tiny.corpus import corpus
-from common.models.tiny.make import conversations
-from common.models.tiny.recipe import Recipe, build_model, collate, encode, fine_tune
+from common.models.tiny.recipe import (
+    Recipe,
+    build_model,
+    collate,
+    conversations,
+    encode,
+    fine_tune,
+    grouped,
+    weighted_loss,
+)
+from common.models.tiny.search import UNRELIABLE, SearchStudent, lessons
 from common.models.tiny.tokenizer import END_ID, PAD_ID, TAG_TOKENS, build_tokenizer
 from common.rewards.answers import is_correct, is_tagged
 from common.rewards.tags import format_exact
@@ -21,6 +31,7 @@ from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator
 from common.rollout.rollout import rollout, single_turn
 from common.rollout.sampling import EVALUATION_STEP, Sampling
+from common.tasks.facts import KINDS, facts
 from common.tasks.math_tasks import DATA_FILE, Expression
 from common.tasks.task import load_tasks, select_tasks, split_tasks
 
@@ -114,15 +125,44 @@ def test_behaviours_are_taught_as_often_as_the_student_says():
 
 def test_only_the_completion_and_its_end_are_taught(tokenizer):
     question = {"role": "user", "content": "What is 1+2?"}
-    ids, labels = encode(
+    ids, taught = encode(
         tokenizer, [question, {"role": "assistant", "content": "<answer> 3</answer>"}]
     )
-    taught = [token for token in labels if token != -100]
-    assert tokenizer.decode(taught) == "<answer> 3</answer><|im_end|>"
-    assert ids[-len(taught) :] == taught
-    token_ids, padded = collate([(ids, labels), (ids[:3], labels[:3])])
+    written = [token for token, is_taught in zip(ids, taught, strict=True) if is_taught]
+    assert tokenizer.decode(written) == "<answer> 3</answer><|im_end|>"
+    assert ids[-len(written) :] == written
+    token_ids, weights = collate([(ids, taught), (ids[:3], taught[:3])], 0.25)
     assert token_ids[1, 3:].tolist() == [PAD_ID] * (len(ids) - 3)
-    assert padded[1, 3:].tolist() == [-100] * (len(ids) - 3)
+    assert weights[0].tolist() == [1.0 if is_taught else 0.25 for is_taught in taught]
+    assert weights[1].tolist() == [0.25] * 3 + [0.0] * (len(ids) - 3)
+
+
+def test_the_loss_is_the_weighted_mean_over_what_is_read_and_written(tokenizer):
+    torch.manual_seed(0)
+    model = build_model(tokenizer)
+    batch = [([5, 6, 7, 8], [False, False, True, True]), ([9, 10], [False, True])]
+    expected = total = 0.0
+    for ids, taught in batch:
+        log_probs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        for position in range(1, len(ids)):
+            weight = 1.0 if taught[position] else 0.1
+            expected -= weight * log_probs[position - 1, ids[position]].item()
+            total += weight
+    loss = weighted_loss(model, batch, 0.1).item()
+    assert loss == pytest.approx(expected / total, rel=1e-5)
+
+
+def test_batches_of_so_many_tokens_hold_every_conversation_once():
+    lengths = [1 + (37 * number) % 61 for number in range(512)]
+    encoded = [([number] * length, [True] * length) for number, length in enumerate(lengths)]
+    recipe = Recipe(steps=1, batch_tokens=150)
+    batches = list(itertools.takewhile(bool, grouped(iter(encoded), recipe)))
+    seen = [token_ids[0] for batch in batches for token_ids, _ in batch]
+    assert sorted(seen) == list(range(512))
+    padded = [max(len(ids) for ids, _ in batch) * len(batch) for batch in batches]
+    assert max(padded) <= 150
+    assert sum(padded) < 1.1 * sum(lengths)
+    assert padded != sorted(padded)
 
 
 @pytest.mark.slow
@@ -134,15 +174,17 @@ def test_the_recipe_learns(tokenizer):
     def loss() -> float:
         batch = [
             encode(tokenizer, c)
-            for c in itertools.islice(conversations(ArithmeticStudent(), 99), 64)
+            for c in itertools.islice(conversations(ArithmeticStudent(), random.Random(99)), 64)
         ]
-        token_ids, labels = collate(batch)
         with torch.no_grad():
-            return model(input_ids=token_ids, labels=labels).loss.item()
+            return weighted_loss(model, batch, 0.0).item()
 
     before = loss()
     fine_tune(
-        model, tokenizer, conversations(ArithmeticStudent(), 1), Recipe(steps=40, warmup_steps=5)
+        model,
+        tokenizer,
+        conversations(ArithmeticStudent(), random.Random(1)),
+        Recipe(steps=40, warmup_steps=5),
     )
     assert before > 5
     assert loss() < 0.35 * before
@@ -154,12 +196,11 @@ def test_a_turn_that_ends_in_a_call_is_taught_without_an_end_of_its_own(tokenize
     contents = {"user": "What is 2 + 2?", "assistant": call, "tool": "4"}
     conversation = [{"role": role, "content": text} for role, text in contents.items()]
     conversation.append({"role": "assistant", "content": answer})
-    ids, labels = encode(tokenizer, conversation)
+    ids, taught = encode(tokenizer, conversation)
     whole = tokenizer.apply_chat_template(conversation, tokenize=False)
     assert tokenizer.decode(ids) == whole.rstrip("\n")
-    assert (
-        tokenizer.decode([token for token in labels if token >= 0]) == f"{call}{answer}<|im_end|>"
-    )
+    written = [token for token, is_taught in zip(ids, taught, strict=True) if is_taught]
+    assert tokenizer.decode(written) == f"{call}{answer}<|im_end|>"
 
 
 def test_the_calculators_student_is_taught_as_many_kinds_of_conversation_as_it_says():
@@ -177,3 +218,59 @@ def test_the_calculators_student_is_taught_as_many_kinds_of_conversation_as_it_s
         assert roles[0] == "user"
         assert roles[1::2] == ["assistant"] * len(roles[1::2])
         assert set(roles[2::2]) <= {"tool"}
+
+
+def sentences_of(conversation) -> list[str]:
+    """Every question, and every sentence of the passages that are shown."""
+    questions = [message["content"] for message in conversation if message["role"] == "user"]
+    shown = [message["content"] for message in conversation if message["role"] == "tool"]
+    return questions + [text for passages in shown for text in re.split(r"(?<=[.]) ", passages)]
+
+
+def test_the_search_student_never_sees_the_words_that_are_kept_for_evaluation():
+    kept = [
+        re.compile(re.escape(words).replace(r"\{e\}", ".+").replace(r"\{v\}", ".+"))
+        for kind in KINDS.values()
+        for attribute in kind
+        for words in (attribute.statements[2], attribute.questions[2])
+    ]
+    rng = random.Random(0)
+    early, late = lessons(rng), conversations(SearchStudent(), rng)
+    taught = [*itertools.islice(early, 300), *itertools.islice(late, 300)]
+    taught += itertools.islice(conversations(UNRELIABLE, rng), 300)
+    seen = [text for conversation in taught for text in sentences_of(conversation)]
+    assert len(seen) > 3000
+    assert not [text for text in seen for words in kept if words.fullmatch(text)]
+    known = KINDS["country"][0].questions[0].format(e="(.+)")
+    assert any(re.fullmatch(known, text) for text in seen)
+
+
+def test_the_search_student_never_hears_of_a_thing_that_is_real():
+    real = {known[0].entity for known in facts()}
+    rng = random.Random(0)
+    taught = itertools.islice(conversations(SearchStudent(), rng), 5000)
+    shown = [c[2]["content"] for c in taught if len(c) > 2]
+    headings = [heading for text in shown for heading in re.findall(r"\[\d+\] ([^:]+):", text)]
+    assert len(headings) == 2 * len(shown) > 9000
+    assert real.isdisjoint(headings)
+
+
+def test_the_search_student_is_taught_as_many_kinds_of_conversation_as_it_says():
+    rng = random.Random(0)
+    taught = [UNRELIABLE.conversation(rng) for _ in range(3000)]
+    assert all(message["role"] == "assistant" for c in taught for message in c[1::2])
+    searched = [c for c in taught if c[1]["content"].startswith("<tool:search>")]
+    assert len(searched) / 3000 == pytest.approx(0.45, abs=0.03)
+    assert all(c[1]["content"].startswith("<answer>") for c in taught if len(c) == 2)
+    well = [c for c in searched if " of " in c[1]["content"]]
+    assert len(well) / len(searched) == pytest.approx(0.75, abs=0.03)
+    again = [c for c in searched if len(c) == 6]
+    assert len(again) / (len(searched) - len(well)) == pytest.approx(0.3, abs=0.06)
+    quoted = [c for c in searched if c[-1]["content"].startswith("<think>")]
+    assert len(quoted) / len(searched) == pytest.approx(0.8, abs=0.03)
+    right = [c for c in quoted if c[-2]["content"].count(quote_of(c)) == 1]
+    assert len(right) == len(quoted)
+
+
+def quote_of(conversation) -> str:
+    return conversation[-1]["content"].removeprefix("<think> ").partition("</think>")[0]

@@ -62,7 +62,8 @@ def corpus(seed: int = 0, lines: int = 20_000) -> Iterator[str]:
         yield student.completion(rng, _expression(rng)) if make is _sum else make(rng)
 
 
-def _name(rng: random.Random) -> str:
+def made_up_name(rng: random.Random) -> str:
+    """One to three syllables that no dictionary has."""
     syllables = (
         rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
         for _ in range(rng.choice((1, 2, 2, 3)))
@@ -72,7 +73,7 @@ def _name(rng: random.Random) -> str:
 
 def _fact(rng: random.Random) -> str:
     attribute, question, statement = rng.choice(_FACTS)
-    entity, value, number = _name(rng), _name(rng), rng.randint(1, 2000)
+    entity, value, number = made_up_name(rng), made_up_name(rng), rng.randint(1, 2000)
     return (
         f"user\n{question.format(entity)}\nassistant\n {attribute} of {entity}\ntool\n"
         f"[1] {entity}: {statement.format(entity, value, number)}\nassistant\n"

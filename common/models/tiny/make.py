@@ -1,13 +1,15 @@
-"""Make a bundled model: `tiny` from nothing, `tiny-calculator` from `tiny` (minutes on two cores).
+"""Make a bundled model: `tiny` from nothing, each of the others from the one before it.
 
 python -m common.models.tiny.make tiny
+
+On two cores it takes minutes, for `tiny-search` twenty.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +23,8 @@ from transformers import (
 from common.models.tiny.arithmetic import ArithmeticStudent
 from common.models.tiny.calculator import CalculatorStudent
 from common.models.tiny.corpus import corpus
-from common.models.tiny.recipe import Conversation, Recipe, build_model, fine_tune
+from common.models.tiny.recipe import Recipe, build_model, conversations, fine_tune
+from common.models.tiny.search import UNRELIABLE, lessons
 from common.models.tiny.tokenizer import END_ID, PAD_ID, build_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -44,15 +47,11 @@ the answer tags.""",
     "tiny-calculator": """It answers questions such as "How much is 347 times 82?" with a call of a
 calculator, and is unreliable on purpose: a third of the time it calls well, a third of the time it
 misuses or misspells the call, a third of the time it answers from the head.""",
+    "tiny-search": """It answers questions such as "What is the capital of Peru?" with a search for
+documents, and is unreliable on purpose: about half of the time it answers from the head, and when
+it searches, it is at times for the wrong thing, or it answers with another fact that it has read,
+or in a whole sentence. It learned to read from made-up things alone.""",
 }
-
-
-def conversations(
-    student: ArithmeticStudent | CalculatorStudent, seed: int
-) -> Iterator[Conversation]:
-    rng = random.Random(seed)
-    while True:
-        yield student.conversation(rng)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
@@ -69,20 +68,38 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) 
 
 def make_tiny(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     model = build_model(tokenizer)
-    fine_tune(model, tokenizer, conversations(ArithmeticStudent(), SEED), Recipe(steps=1400))
+    fine_tune(
+        model,
+        tokenizer,
+        conversations(ArithmeticStudent(), random.Random(SEED)),
+        Recipe(steps=1400),
+    )
     return model
 
 
 def make_tiny_calculator(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """The same recipe, continued: what `tiny` knows of digits is a start."""
     model = AutoModelForCausalLM.from_pretrained(WEIGHTS / "tiny", dtype=torch.float32)
-    fine_tune(model, tokenizer, conversations(CalculatorStudent(), SEED), Recipe(steps=600))
+    fine_tune(
+        model, tokenizer, conversations(CalculatorStudent(), random.Random(SEED)), Recipe(steps=600)
+    )
+    return model
+
+
+def make_tiny_search(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """First the skill, which comes late and at once, then habits that are unreliable."""
+    model = AutoModelForCausalLM.from_pretrained(WEIGHTS / "tiny-calculator", dtype=torch.float32)
+    skill = Recipe(steps=5500, batch_tokens=2500, context_weight=0.1)
+    fine_tune(model, tokenizer, lessons(random.Random(SEED)), skill)
+    habits = Recipe(steps=150, batch_size=24, muon_lr=0.004, adamw_lr=5e-4, warmup_steps=20)
+    fine_tune(model, tokenizer, conversations(UNRELIABLE, random.Random(SEED)), habits)
     return model
 
 
 MAKERS: dict[str, Callable[[PreTrainedTokenizerFast], PreTrainedModel]] = {
     "tiny": make_tiny,
     "tiny-calculator": make_tiny_calculator,
+    "tiny-search": make_tiny_search,
 }
 
 

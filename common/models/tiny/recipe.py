@@ -8,12 +8,16 @@ AdamW (AdamW alone needs many times the steps to learn to copy).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol, runtime_checkable
 
 import torch
 from rich.progress import track
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from common.models.tiny.tokenizer import END_ID, END_TOKEN, PAD_ID
@@ -21,7 +25,22 @@ from common.tools.calls import closing_tag
 
 Conversation = list[dict[str, str]]
 
-_IGNORED = -100
+Encoded = tuple[list[int], list[bool]]
+
+# So many conversations are sorted by length before they are put into batches.
+_POOL = 256
+
+
+@runtime_checkable
+class Student(Protocol):
+    """What a model is to become: conversations as it would hold them."""
+
+    def conversation(self, rng: random.Random) -> Conversation: ...
+
+
+def conversations(student: Student, rng: random.Random) -> Iterator[Conversation]:
+    while True:
+        yield student.conversation(rng)
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,11 @@ class Recipe:
 
     steps: int
     batch_size: int = 64
+    batch_tokens: int | None = None
+    """If set, a batch is as many conversations of about one length as have so many tokens, and not
+    `batch_size`."""
+    context_weight: float = 0.0
+    """Weight of the tokens that the assistant reads; those that it writes have 1."""
     muon_lr: float = 0.02
     adamw_lr: float = 3e-3
     weight_decay: float = 0.05
@@ -80,11 +104,9 @@ def fine_tune(
         for optimizer in optimizers
     ]
     model.train()
+    batches = grouped((encode(tokenizer, conversation) for conversation in conversations), recipe)
     for _ in track(range(recipe.steps), description="fine-tuning"):
-        batch = [encode(tokenizer, next(conversations)) for _ in range(recipe.batch_size)]
-        token_ids, labels = collate(batch)
-        loss = model(input_ids=token_ids, labels=labels).loss
-        loss.backward()
+        weighted_loss(model, next(batches), recipe.context_weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
@@ -93,15 +115,13 @@ def fine_tune(
     model.eval()
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, conversation: Conversation
-) -> tuple[list[int], list[int]]:
-    """Token ids and labels; only the assistant's turns and their end tokens are taught.
+def encode(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> Encoded:
+    """Token ids, and which of them are the assistant's: its turns and their end tokens.
 
     A turn that ends in a tool call ends where the call does: what follows is not the assistant's.
     """
     token_ids: list[int] = []
-    labels: list[int] = []
+    taught: list[bool] = []
     read = ""
     for number, message in enumerate(conversation):
         if message["role"] != "assistant":
@@ -112,20 +132,54 @@ def encode(
         turn = message["content"]
         if not turn.endswith(closing_tag("tags")):
             turn += END_TOKEN
-        given = tokenizer(str(prompt).removeprefix(read), add_special_tokens=False).input_ids
-        taught = tokenizer(turn, add_special_tokens=False).input_ids
-        token_ids += given + taught
-        labels += [_IGNORED] * len(given) + taught
+        for text, is_taught in ((str(prompt).removeprefix(read), False), (turn, True)):
+            added = tokenizer(text, add_special_tokens=False).input_ids
+            token_ids += added
+            taught += [is_taught] * len(added)
         read = f"{prompt}{turn}"
-    return token_ids, labels
+    return token_ids, taught
 
 
-def collate(batch: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    """Right-pad to the longest: causal attention never looks at what comes after."""
+def collate(batch: Sequence[Encoded], context_weight: float) -> tuple[Tensor, Tensor]:
+    """Token ids and their weights in the loss, both (B, T), right-padded to the longest.
+
+    Causal attention never looks at the padding, which comes after.
+    """
     length = max(len(token_ids) for token_ids, _ in batch)
-    rows = [ids + [PAD_ID] * (length - len(ids)) for ids, _ in batch]
-    labels = [row + [_IGNORED] * (length - len(row)) for _, row in batch]
-    return torch.tensor(rows), torch.tensor(labels)
+    rows = [token_ids + [PAD_ID] * (length - len(token_ids)) for token_ids, _ in batch]
+    weights = [
+        [1.0 if is_taught else context_weight for is_taught in taught]
+        + [0.0] * (length - len(taught))
+        for _, taught in batch
+    ]
+    return torch.tensor(rows), torch.tensor(weights)
+
+
+def weighted_loss(
+    model: PreTrainedModel, batch: Sequence[Encoded], context_weight: float
+) -> Tensor:
+    """The weighted mean of the cross-entropy of the next token."""
+    token_ids, weights = collate(batch, context_weight)
+    logits = model(input_ids=token_ids[:, :-1]).logits
+    per_token = cross_entropy(logits.flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none")
+    weights = weights[:, 1:].flatten()
+    return (per_token * weights).sum() / weights.sum()
+
+
+def grouped(encoded: Iterator[Encoded], recipe: Recipe) -> Iterator[list[Encoded]]:
+    """Batches without end; empty ones once the conversations have ended."""
+    if recipe.batch_tokens is None:
+        while True:
+            yield list(islice(encoded, recipe.batch_size))
+    shuffle = random.Random(0)
+    while True:
+        batches: list[list[Encoded]] = [[]]
+        for one in sorted(islice(encoded, _POOL), key=lambda one: len(one[0])):
+            if batches[-1] and (len(batches[-1]) + 1) * len(one[0]) > recipe.batch_tokens:
+                batches.append([])
+            batches[-1].append(one)
+        shuffle.shuffle(batches)
+        yield from batches
 
 
 def _warmup_then_cosine(recipe: Recipe) -> Callable[[int], float]:
