@@ -148,10 +148,10 @@ def run_training(
 
 
 @cache
-def load_script(experiment: str) -> ModuleType:
-    """An experiment's train script as a module, as `python train.py` loads it."""
+def load_script(experiment: str, name: str = "train") -> ModuleType:
+    """A script of an experiment's as a module, as `python train.py` loads it."""
     folder = REPOSITORY / experiment
-    spec = importlib.util.spec_from_file_location(f"train_{experiment}", folder / "train.py")
+    spec = importlib.util.spec_from_file_location(f"{name}_{experiment}", folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

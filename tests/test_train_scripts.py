@@ -13,6 +13,7 @@ PARENTS = {
     "experiment_accelerate": "experiment_base",
     "experiment_accelerate_ddp": "experiment_accelerate",
     "experiment_multiturn_tool_calling": "experiment_base",
+    "experiment_multiturn_qa": "experiment_multiturn_tool_calling",
 }
 
 

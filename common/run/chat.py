@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from common.errors import UserError
@@ -23,6 +22,7 @@ from common.models.load import (
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
+from common.run.command import run_command
 from common.run.device import resolve_device
 
 # Question and reply together, where the model has as many positions.
@@ -87,8 +87,4 @@ def main(config: ChatConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(ChatConfig))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    run_command(main, ChatConfig)

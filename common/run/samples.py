@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from common.errors import UserError
 from common.logger.printable import printable
+from common.run.command import run_command
 from common.run.files import read_rows
 
 _STYLES = {"user": "bold", "assistant": "green", "tool": "cyan"}
@@ -96,8 +96,4 @@ def main(config: SamplesConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(SamplesConfig))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    run_command(main, SamplesConfig)

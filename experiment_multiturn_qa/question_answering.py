@@ -1,0 +1,159 @@
+"""What is particular to this experiment: documents, retrievers, rewards, defaults."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import transformers
+
+from common.errors import UserError
+from common.own_code import code_of_the_user, import_function
+from common.rewards.answers import is_tagged
+from common.rewards.question_answering import answer_f1, is_exact_match
+from common.rewards.reward import RewardFunction
+from common.rewards.tool_use import tool_call_format
+from common.rewards.transcript import Transcript
+from common.run import config as shared
+from common.run.config import UNRESOLVED
+from common.run.multi_turn import MultiTurnConfig
+from common.tasks.search_tasks import DOCUMENTS, QUESTIONS
+from common.tasks.task import Task
+from common.tools.passages import Passage
+from common.tools.search import Retriever, open_retriever, search_tools
+from common.tools.toolbox import ToolFunction
+
+BUNDLED_DEFAULTS = {
+    **shared.BUNDLED_DEFAULTS,
+    "max_completion_tokens": 128,
+    "max_length": 512,
+    "max_tool_tokens": 320,
+    "tool_format": "tags",
+    "passage_tokens": 160,
+}
+MODEL_DEFAULTS = {
+    **shared.MODEL_DEFAULTS,
+    "max_length": 2048,
+    "max_tool_tokens": 768,
+    "tool_format": "hermes",
+    "passage_tokens": 256,
+    "system_prompt": (
+        "Answer the question from the documents: search them, search again if you must, then give "
+        "only the short answer inside <answer> </answer> tags."
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(MultiTurnConfig):
+    """GRPO over conversations with a search tool."""
+
+    experiment: ClassVar[str] = "experiment_multiturn_qa"
+    default_wandb_project: ClassVar[str] = "tiny_grpo_multiturn_qa"
+    data_file: ClassVar[Path] = QUESTIONS
+    bundled_defaults: ClassVar[Mapping[str, object]] = BUNDLED_DEFAULTS
+    model_defaults: ClassVar[Mapping[str, object]] = MODEL_DEFAULTS
+
+    model_name: str = "tiny-search"
+    """Bundled name (tiny-search), directory, or Hub id of the policy."""
+    reward_weights: str = "answer_correct=1,answer_format=0.1"
+    """Weights of the rewards as name=w,...; a function that is not named is only logged."""
+    rollouts_per_step: int = 16
+    """Tasks per rollout batch (N), over all ranks."""
+    train_batch_size: int = 64
+    """Sequences per optimizer step, over all ranks: what the loss is averaged over."""
+    eval_interval: int = 10
+    """Evaluate every this many steps, besides the start and the end; 0 for those two alone."""
+    eval_samples: int = 640
+    """Held-out tasks to evaluate on; 0 turns evaluation off."""
+    documents_path: Path = DOCUMENTS
+    """Directory of .md and .txt files to search in."""
+    retriever: str = "bm25"
+    """What finds passages: bm25, module:function of your own (from a list of passages to a
+    retriever), or, as controls, random (any passages) and none (no tool to search with)."""
+    passages_per_search: int = 2
+    """Passages that a search shows."""
+    passage_tokens: int = UNRESOLVED
+    """Most tokens of a passage. Default: 160 for a bundled model, else 256."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("passages_per_search", lambda count: count >= 1, "at least 1")
+        self.check("passage_tokens", lambda count: count >= 16, "at least 16")
+
+
+@dataclass(frozen=True)
+class RandomRetriever:
+    """A control: passages that do not depend on the meaning of the query."""
+
+    passages: Sequence[Passage]
+
+    def retrieve(self, query: str, count: int) -> list[Passage]:
+        return random.Random(query).sample(self.passages, min(count, len(self.passages)))
+
+
+def load_retriever(config: Config, tokenizer: transformers.PreTrainedTokenizerBase) -> Retriever:
+    """A retriever over the documents, in passages sized in tokens of the policy's."""
+
+    def count_tokens(texts: Sequence[str]) -> list[int]:
+        encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return [len(token_ids) for token_ids in encoded.input_ids]
+
+    size = config.passage_tokens
+    bm25 = open_retriever(config.documents_path, count_tokens, size=size, overlap=size // 8)
+    if config.retriever in ("bm25", "none"):
+        return bm25
+    if config.retriever == "random":
+        return RandomRetriever(bm25.passages)
+    make_retriever = import_function("--retriever", config.retriever)
+    with code_of_the_user("--retriever", config.retriever):
+        retriever = make_retriever(bm25.passages)
+    if not isinstance(retriever, Retriever):
+        raise UserError(
+            f"--retriever {config.retriever}: returned a {type(retriever).__name__}, which has no "
+            "`passages` and `retrieve(query, count)`"
+        )
+    return retriever
+
+
+def make_tools(config: Config, retriever: Retriever) -> Mapping[str, ToolFunction]:
+    """The tools that the policy has."""
+    if config.retriever == "none":
+        return {}
+    return search_tools(retriever, config.passages_per_search)
+
+
+def check_gold_documents(tasks: Sequence[Task], retriever: Retriever) -> None:
+    """Raise `UserError` for a task whose document is not among those that are searched."""
+    sources = {passage.source for passage in retriever.passages}
+    for task in tasks:
+        document = task.columns.get("document")
+        if document is not None and document not in sources:
+            raise UserError(
+                f"--data-path: task {task.task_id} ({task.question[:40]!r}) is to be answered from "
+                f"{document}, which is not among the documents; correct it or drop the column"
+            )
+
+
+def make_rewards(retriever: Retriever) -> Mapping[str, RewardFunction]:
+    """The reward functions by name."""
+    marks: dict[str, list[str]] = defaultdict(list)
+    for passage in retriever.passages:
+        marks[passage.source].append(str(replace(passage, text="")))
+
+    def search_hit(completion: Transcript, task: Task) -> float:
+        """1 if a tool showed a passage of the document that holds the answer."""
+        wanted = marks.get(str(task.columns.get("document")), [])
+        return float(any(mark in call.reply for call in completion.calls for mark in wanted))
+
+    return {
+        "search_format": tool_call_format,
+        "search_hit": search_hit,
+        "answer_format": lambda completion, task: float(is_tagged(completion)),
+        "answer_correct": lambda completion, task: float(is_exact_match(completion, task)),
+        "answer_f1": answer_f1,
+    }
