@@ -65,8 +65,9 @@ def from_json(value: Any) -> Media | None:
     return {"histogram": Histogram, "table": Table, "bars": Bars}[kind](**fields)
 
 
-def as_markdown(table: Table) -> str:
+def as_markdown(media: Table | Bars) -> str:
     """For those who can show text alone; cells are in one line, and without marks of Markdown."""
+    table = media if isinstance(media, Table) else Table(["", "mean"], [*media.values.items()])
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 

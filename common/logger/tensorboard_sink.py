@@ -17,7 +17,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from common.logger.media import Bars, Histogram, Media, Table, as_markdown
+from common.logger.media import Histogram, Media, as_markdown
 from common.logger.sinks import AXES, Row, axis_of
 
 # It writes at most this many seconds after a row, so that a killed run keeps its rows.
@@ -39,11 +39,8 @@ class TensorBoardSink:
         """Tables and bars as text: TensorBoard has neither."""
         if isinstance(media, Histogram):
             summary = _histogram(name, media)
-        elif isinstance(media, Bars):
-            rows = Table(["", "mean"], list(media.values.items()))
-            summary = text_pb(f"{name}/text_summary", as_markdown(rows))
         else:
-            text = as_markdown(media) if isinstance(media, Table) else media
+            text = media if isinstance(media, str) else as_markdown(media)
             summary = text_pb(f"{name}/text_summary", text)
         self._add(summary, batch_step)
 

@@ -21,7 +21,7 @@ from wandb.sdk.lib import wbauth
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from common.errors import UserError
-from common.logger.media import Bars, Histogram, Media, Table
+from common.logger.media import Histogram, Media, as_markdown
 from common.logger.sinks import AXES, BATCH_AXIS, Row, axis_of
 
 # Together these bound what a dead server costs a whole run. wandb's own defaults wait 100 seconds
@@ -64,7 +64,6 @@ class WandbSink:
         self._has_ended = False
         self._run = self._open()
         self._defined: set[str] = set()
-        self._tables: dict[str, wandb.Table] = {}
         for axis in AXES:
             self._run.define_metric(axis)
         mode = "disabled" if self._run.disabled else "offline" if self._run.offline else "online"
@@ -82,27 +81,10 @@ class WandbSink:
 
     def log_media(self, name: str, media: Media, batch_step: int) -> None:
         """Log it; what `health/*` says is sent as an alert, too."""
-        self._write({BATCH_AXIS: batch_step, name: self._as_wandb(name, media)})
+        self._write({BATCH_AXIS: batch_step, name: _as_wandb(media)})
         if name.startswith("health/") and not self._has_ended:
             with suppress(*_SERVICE_ENDED):
                 self._run.alert(title=name, text=f"batch {batch_step}: {media}")
-
-    def _as_wandb(self, name: str, media: Media) -> Any:
-        """wandb's own kind of the same; a table grows by the rows of each call."""
-        if isinstance(media, Histogram):
-            counts, edges = np.array(media.counts), np.array(media.edges)
-            return wandb.Histogram(np_histogram=(counts, edges))
-        if isinstance(media, Bars):
-            rows = wandb.Table(columns=["label", "value"], data=list(media.values.items()))
-            return wandb.plot.bar(rows, "label", "value", title=name)
-        if isinstance(media, Table):
-            columns: list[str | int] = list(media.columns)
-            new = wandb.Table(columns=columns, log_mode="INCREMENTAL", allow_mixed_types=True)
-            table = self._tables.setdefault(name, new)
-            for row in media.rows:
-                table.add_data(*row)
-            return table
-        return media
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._has_ended:
@@ -208,6 +190,16 @@ class WandbSink:
             for folder in (self._directory / "wandb").glob(f"run-*-{run_id}"):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _as_wandb(media: Media) -> Any:
+    """What goes into the history itself: wandb's tables are files and artifacts, whose uploads
+    would make the run wait for a server that does not answer.
+    """
+    if isinstance(media, Histogram):
+        counts, edges = np.array(media.counts), np.array(media.edges)
+        return wandb.Histogram(np_histogram=(counts, edges))
+    return media if isinstance(media, str) else as_markdown(media)
 
 
 def describe_connection() -> str:

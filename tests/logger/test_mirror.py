@@ -95,7 +95,7 @@ def test_a_run_goes_on_without_its_mirror_and_says_so_once(run):
     output, _ = process.communicate("\n", timeout=60)
     assert process.returncode == 0
     assert output.count("the process that writes to TensorBoard and W&B ended with -9") == 1
-    assert len(read_rows(directory / "metrics.jsonl")) == 4 * STEPS + 1
+    assert len(read_rows(directory / "metrics.jsonl")) == 7 * STEPS + 1
 
 
 def test_a_mirror_that_is_stuck_costs_a_bounded_time(run):

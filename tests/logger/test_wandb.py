@@ -21,12 +21,11 @@ from tests.fake_wandb_server import FakeWandbServer
 from tests.helpers import REPOSITORY, read_rows, run_training
 from tests.logger.log_rows import HALF_WAY, STARTED, STEPS
 from tests.logger.wandb_records import (
+    as_shown,
     plain_rows,
     records,
     rows_of,
-    table_rows,
     the,
-    without_tables,
 )
 
 pytestmark = pytest.mark.slow
@@ -81,7 +80,7 @@ class LoggingRun:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return without_tables(read_rows(self.directory / "metrics.jsonl"))
+        return as_shown(read_rows(self.directory / "metrics.jsonl"))
 
 
 def start_logging(log_dir: Path, *flags: str, **environment: str) -> LoggingRun:
@@ -134,7 +133,7 @@ def offline(tmp_path_factory):
 
 def test_without_a_key_every_row_is_in_a_file_to_sync_later(offline):
     _, found = offline
-    assert rows_of(found["records"]) == without_tables(found["rows"])
+    assert rows_of(found["records"]) == as_shown(found["rows"])
     assert the("exit", found["records"])["exit_code"] == 0
     assert the("run", found["records"])["project"] == "tiny_grpo"
 
@@ -161,10 +160,10 @@ def test_nothing_is_twice_after_a_resume(offline):
     assert rows[: saved[-1] + 1] == found["rows"][: saved[-1] + 1]
 
     new = records(directory, "offline-run-*")
-    assert rows_of(new) == without_tables(rows)
+    assert rows_of(new) == as_shown(rows)
     assert the("run", new)["run_group"] == the("run", found["records"])["run_group"] == "run"
     assert the("run", new)["run_id"] != the("run", found["records"])["run_id"]
-    assert rows_of(records(directory, "superseded-*")) == without_tables(found["rows"])
+    assert rows_of(records(directory, "superseded-*")) == as_shown(found["rows"])
 
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     names = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
@@ -191,24 +190,6 @@ def test_texts_survive_a_resume(offline):
     shown = events.Tensors("examples/completion/text_summary")
     assert {event.step: event.tensor_proto.string_val[0].decode() for event in shown} == texts
     assert len(shown) == len(texts)
-
-
-def test_a_table_grows_and_bars_are_drawn_from_one(tmp_path):
-    run = log(tmp_path)
-    rows = read_rows(run.directory / "metrics.jsonl")
-    logged = [row["generations"]["table"]["rows"] for row in rows if "generations" in row]
-    assert len(logged) == STEPS
-    assert table_rows(run.directory, "generations") == [row for rows in logged for row in rows]
-    bars = [
-        row["rewards/breakdown"]["bars"]["values"] for row in rows if "rewards/breakdown" in row
-    ]
-    expected = [list(pair) for values in bars for pair in values.items()]
-    assert table_rows(run.directory, "rewards/breakdown_table") == expected
-    found = records(run.directory)
-    histograms = [row["rewards/a_hist"] for row in rows if "rewards/a_hist" in row]
-    assert [
-        row["rewards/a_hist"] for row in rows_of(found) if "rewards/a_hist" in row
-    ] == histograms
 
 
 # Online
@@ -262,7 +243,7 @@ def test_with_a_key_every_row_arrives(online):
     directory, server, output, _ = online
     ((run, _),) = server.runs.items()
     rows = read_rows(directory / "metrics.jsonl")
-    assert plain_rows(server.rows[run]) == without_tables(rows)
+    assert plain_rows(server.rows[run]) == as_shown(rows)
     assert server.exit_codes == {run: 0}
     assert "W&B initialized: from-the-shell/run (online)\n" in output
     assert "offline" not in output
@@ -272,7 +253,7 @@ def test_the_summary_has_the_last_values(online):
     directory, server, _, _ = online
     (summary,) = server.summaries.values()
     last: dict[str, Any] = {}
-    for row in read_rows(directory / "metrics.jsonl"):
+    for row in as_shown(read_rows(directory / "metrics.jsonl")):
         last |= row
     assert {name: value for name, value in summary.items() if not name.startswith("_")} == last
     assert "final_reward" in summary
@@ -415,7 +396,7 @@ def kill_service_of(pid: int) -> None:
 def test_a_server_that_cannot_be_used_costs_little_and_no_row(misfortunes, kind):
     run = misfortunes[kind]
     assert run.seconds < MOST_SECONDS
-    assert len(run.rows) == 4 * STEPS + 1
+    assert len(run.rows) == 7 * STEPS + 1
     assert rows_of(records(run.directory, "offline-run-*")) == run.rows
     (line,) = [line for line in run.output.splitlines() if "cannot be used" in line]
     assert line.endswith("logging offline")
@@ -434,7 +415,7 @@ def test_a_server_that_dies_half_way_costs_little_and_no_row(misfortunes):
     run = misfortunes["dies half way"]
     assert "W&B initialized: default_project/run (online)\n" in run.output
     assert run.seconds < MOST_SECONDS
-    assert len(run.rows) == 4 * STEPS + 1
+    assert len(run.rows) == 7 * STEPS + 1
     assert rows_of(records(run.directory, "run-*")) == run.rows
     (line,) = [line for line in run.output.splitlines() if "wandb sync" in line]
     (folder,) = (run.directory / "wandb").glob("run-*")
@@ -445,7 +426,7 @@ def test_a_server_that_dies_half_way_costs_little_and_no_row(misfortunes):
 def test_a_run_survives_the_end_of_wandbs_own_process(misfortunes):
     run = misfortunes["process killed"]
     assert run.seconds < MOST_SECONDS
-    assert len(run.rows) == 4 * STEPS + 1
+    assert len(run.rows) == 7 * STEPS + 1
     assert run.output.count("W&B's own process has ended") == 1
     assert run.errors == ""
 
@@ -531,7 +512,7 @@ def test_wandb_mode_disabled_writes_nothing(tmp_path):
         run = log(tmp_path, WANDB_MODE="disabled", **account(server))
         assert server.bodies == []
     assert "W&B initialized: default_project/run (disabled)\n" in run.output
-    assert len(run.rows) == 4 * STEPS + 1
+    assert len(run.rows) == 7 * STEPS + 1
     assert list(run.directory.rglob("*.wandb")) == []
 
 

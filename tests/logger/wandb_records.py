@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common.logger.media import Bars, Table, as_markdown, from_json
+
 
 def records(directory: Path, pattern: str = "*run-*") -> list[dict[str, Any]]:
     """Every record of the one W&B run below `directory` whose folder fits the pattern."""
@@ -19,14 +21,25 @@ def records(directory: Path, pattern: str = "*run-*") -> list[dict[str, Any]]:
 
 
 def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that we logged, in the form in which `metrics.jsonl` has them, but tables."""
+    """The rows that we logged, in the form in which `metrics.jsonl` has them."""
     items = [record["history"]["item"] for record in found if record["type"] == "history"]
     return plain_rows(items)
 
 
 def plain_rows(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """wandb's rows in our form, but tables."""
-    return without_tables([_as_jsonl(item) for item in items])
+    """wandb's rows in our form."""
+    return [_as_jsonl(_nested(item)) for item in items]
+
+
+def _nested(item: dict[str, Any]) -> dict[str, Any]:
+    """Objects as they were logged, which the file has as `name.field`."""
+    objects = [name.removesuffix("._type") for name in item if name.endswith("._type")]
+    nested: dict[str, dict[str, Any]] = {name: {} for name in objects}
+    for name in objects:
+        fields = [key for key in item if key.startswith(f"{name}.")]
+        nested[name] = {key.removeprefix(f"{name}."): item[key] for key in fields}
+    inside = {f"{name}.{key}" for name, fields in nested.items() for key in fields}
+    return {**{key: value for key, value in item.items() if key not in inside}, **nested}
 
 
 def _as_jsonl(item: dict[str, Any]) -> dict[str, Any]:
@@ -40,21 +53,14 @@ def _value(value: Any) -> Any:
     return None if value == "NaN" or is_nan(value) else value
 
 
-def without_tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tables, and bars, which are drawn from one, are files beside the run."""
-    kinds = ("table", "bars", "_type")
-    return [
-        row
-        for row in rows
-        if not any(isinstance(v, dict) and any(k in v for k in kinds) for v in row.values())
-    ]
+def as_shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `metrics.jsonl` as W&B has them: tables and bars are text."""
+    return [{name: _shown(value) for name, value in row.items()} for row in rows]
 
 
-def table_rows(directory: Path, name: str, pattern: str = "*run-*") -> list[list[Any]]:
-    """The rows of a table that was logged by increments, or of one that bars are drawn from."""
-    files = sorted((directory / "wandb").glob(f"{pattern}/files/media/table/{name}*.json"))
-    tables = [json.loads(file.read_text()) for file in files]
-    return [row for table in tables for row in table["data"]]
+def _shown(value: Any) -> Any:
+    media = from_json(value)
+    return as_markdown(media) if isinstance(media, Table | Bars) else value
 
 
 def is_nan(value: object) -> bool:
