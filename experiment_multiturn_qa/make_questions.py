@@ -52,7 +52,7 @@ _ANSWERS = {
 _LEANS = re.compile(
     r"^(?:This|These|Those|That|It|Its|They|Their|He|His|She|Her|Both|Such|However|Therefore|Thus"
     r"|Also|Another|One of|In addition|As a result|The (?:latter|former|same|other))\b"
-    r"|\b(?:following|aforementioned|figure|fig\.?|table|section"
+    r"|\b(?:following|aforementioned|this time|later|figure|fig\.?|table|section"
     r"|reference|appendix|page)\b",
     re.IGNORECASE,
 )
@@ -87,6 +87,8 @@ class Question:
     document: str
     kind: str
     heading: str
+    sentence: str
+    """As it stands in the document."""
     statement: str
     answer: str
 
@@ -145,7 +147,7 @@ def questions_of(document: str, heading: str, body: str, spelling: Spelling) -> 
     for sentence in sentences(body):
         gaps_in = _gap_in_row if is_row(sentence) else _gaps_in_sentence
         for kind, statement, answer in gaps_in(sentence, spelling):
-            yield Question(document, kind, heading, statement, answer)
+            yield Question(document, kind, heading, sentence, statement, answer)
 
 
 def _gaps_in_sentence(sentence: str, spelling: Spelling) -> Iterator[tuple[str, str, str]]:
@@ -158,7 +160,6 @@ def _gaps_in_sentence(sentence: str, spelling: Spelling) -> Iterator[tuple[str, 
     taken: set[int] = set()
     for kind, pattern in _ANSWERS.items():
         for match in islice(pattern.finditer(sentence), MAX_GAPS_OF_A_KIND):
-            once = len(re.findall(rf"(?<!\w){re.escape(match[0])}(?!\w)", sentence)) == 1
             answer, (start, end) = match[1], match.span(1)
             once = len(re.findall(rf"(?<!\w){re.escape(answer)}(?!\w)", sentence)) == 1
             if (
@@ -211,13 +212,11 @@ def distinct(questions: Sequence[Question]) -> list[Question]:
 
 
 def is_found(question: Question, retriever: Retriever, count: int) -> bool:
-    """Whether a search for the question's words shows a passage with the whole statement."""
-    parts = question.statement.removesuffix(".").split(GAP)
-    for passage in retriever.retrieve(str(question), count):
-        end = passage.text.find(parts[0])
-        if passage.source == question.document and end >= 0 and question.answer in passage.text:
-            return True
-    return False
+    """Whether a search for the question's words shows a passage with the whole sentence."""
+    return any(
+        passage.source == question.document and question.sentence in passage.text
+        for passage in retriever.retrieve(str(question), count)
+    )
 
 
 def main(config: Config) -> None:

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from common.tools.passages import read_documents
+from common.tools.passages import Passage, read_documents
+from common.tools.search import BM25Retriever
 from tests.helpers import REPOSITORY, SHARED_DATA, load_script
 
 EXPERIMENT = "experiment_multiturn_qa"
@@ -115,6 +116,17 @@ def test_a_cell_is_asked_for_with_its_row_and_column(ask):
         ("cell", "Crew: Commander; Water: ____.", "24"),
         ("cell", "Crew: Pilot; Oxygen: ____.", "29"),
     ]
+
+
+def test_a_question_is_found_by_its_whole_sentence_in_its_own_document(maker):
+    row = "Crew: Pilot; Water: 20 21; Oxygen: 29."
+    question = maker.Question("a.md", "cell", "Crew", row, "Crew: Pilot; Oxygen: ____.", "29")
+    here = Passage(1, "a.md", "Crew", f"Crew: Commander; Water: 24. {row}")
+    elsewhere = Passage(2, "b.md", "Crew", row)
+    cut = Passage(3, "a.md", "Crew", "Crew: Pilot; Water: 20 21; Oxygen:")
+    for passages, expected in (([here], True), ([elsewhere], False), ([cut], False)):
+        retriever = BM25Retriever.build([*passages, Passage(9, "c.md", "Else", "Of no use.")])
+        assert maker.is_found(question, retriever, 2) == expected
 
 
 def test_the_command_writes_tasks_that_its_documents_answer(tmp_path):
