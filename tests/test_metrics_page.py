@@ -21,7 +21,7 @@ SMALL = (
         "--max-steps",
         "3",
     ),
-    *("--eval-samples", "48", "--eval-interval", "0", "--log-completions-interval", "1"),
+    *("--eval-samples", "16", "--eval-interval", "0", "--log-completions-interval", "1"),
     *("--histogram-interval", "1", "--checkpoint-interval", "1", "--run-name", "run"),
     *("--no-wandb", "--no-tensorboard", "--eval-group-size", "2"),
 )

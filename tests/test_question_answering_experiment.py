@@ -65,8 +65,8 @@ def test_the_model_is_small_enough():
 def learned(tmp_path_factory) -> Path:
     """A shortened default run."""
     root = tmp_path_factory.mktemp("question_answering")
-    flags = ("--max-steps", "10", "--eval-interval", "0", "--eval-samples", "160", "--no-wandb")
-    train(root, *flags, "--log-completions-interval", "10", name="learned")
+    flags = ("--max-steps", "6", "--eval-interval", "0", "--eval-samples", "120", "--no-wandb")
+    train(root, *flags, "--log-completions-interval", "6", name="learned")
     return root / EXPERIMENT / "learned"
 
 
@@ -104,7 +104,7 @@ class TestLearning:
 @pytest.mark.slow
 @pytest.mark.parametrize("control", ["random", "none"])
 def test_without_search_nothing_can_be_learned_but_a_guess(tmp_path, control):
-    flags = ("--max-steps", "8", "--eval-interval", "0", "--eval-samples", "160", "--no-wandb")
+    flags = ("--max-steps", "3", "--eval-interval", "0", "--eval-samples", "60", "--no-wandb")
     train(tmp_path, *flags, "--retriever", control, name="control")
     directory = tmp_path / EXPERIMENT / "control"
     assert max(column(directory, "eval/accuracy")) < 0.15
