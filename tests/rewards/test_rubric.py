@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
@@ -116,6 +116,7 @@ def test_checks(load, check, completion, expected):
     assert rubric(Transcript(completion), TASK) == expected
 
 
+@settings(max_examples=25)
 @given(st.text(), st.lists(st.floats(-3, 3).filter(bool), min_size=1, max_size=4))
 def test_any_text_scores_between_the_sums_of_the_signed_weights(tmp_path_factory, text, weights):
     path = tmp_path_factory.mktemp("rubric") / "rubric.yaml"
