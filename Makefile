@@ -8,7 +8,8 @@ BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast lint oracle tiny-model reproduce chat samples merge-lora tensorboard clean
+.PHONY: help setup train test test-fast lint oracle tiny-model reproduce sweep compare chat samples \
+	merge-lora tensorboard clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +48,12 @@ tiny-model: $(INSTALLED)  ## Make the bundled models from nothing (MODEL=tiny fo
 
 reproduce: $(INSTALLED)  ## Run the seeds behind the table of EXPERIMENT's README
 	@$(BIN)/python -m benchmarks.reproduce $(EXPERIMENT) $(ARGS)
+
+sweep: $(INSTALLED)  ## Search the flags in EXPERIMENT's sweep.yaml (ARGS="--trials 20"); again to resume
+	@$(BIN)/python -m common.run.sweep $(EXPERIMENT) $(ARGS)
+
+compare: $(INSTALLED)  ## Compare runs in a table and a page: RUNS="runs/*/*"
+	@$(BIN)/python -m common.logger.compare $(RUNS) $(ARGS)
 
 chat: $(INSTALLED)  ## Ask a model: RUN=<run directory or model name>, Q="12+5-3" for one question
 	@$(BIN)/python -m common.run.chat $(if $(RUN),--model $(RUN)) $(if $(Q),--question "$(Q)")

@@ -18,6 +18,8 @@ HOMES = {
     "wandb": "common/logger/",
     "tensorboard": "common/logger/",
     "plotly": "common/logger/",
+    "wandb_workspaces": "common/logger/",
+    "optuna": "common/run/",
     "tyro": "common/run/",
     "peft": "common/models/",
     "bitsandbytes": "common/models/",
