@@ -43,8 +43,8 @@ oracle: $(INSTALLED)  ## Check our losses against TRL's own (installs TRL)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[oracle]'
 	@$(BIN)/pytest tests/test_trl_oracle.py
 
-tiny-model: $(INSTALLED)  ## Make the bundled models from nothing (MODEL=tiny for one; minutes each)
-	@$(BIN)/python -m common.models.tiny.make $(MODEL)
+tiny-model: $(INSTALLED)  ## Make the bundled models from nothing (MODEL=tiny for one, WANDB=1 to log it there)
+	@$(BIN)/python -m common.run.tiny_model $(MODEL) $(if $(WANDB),--wandb) $(ARGS)
 
 reproduce: $(INSTALLED)  ## Run the seeds behind the table of EXPERIMENT's README
 	@$(BIN)/python -m benchmarks.reproduce $(EXPERIMENT) $(ARGS)

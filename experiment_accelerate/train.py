@@ -113,7 +113,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
     buffer, timer, clip = ReplayBuffer(), Timer(), accelerator.clip_grad_norm_
 
     record = start_run(run, config, learner)
-    with interruption, open_logger(config, run, record, console) as logger:
+    with interruption, open_logger(config, run, record, console, state) as logger:
         if not run.resumed:
             logger.log_media(0, {"accelerate/device": str(device)})
         step, finished = run.step, False
@@ -151,6 +151,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
                                 accelerator, objective, policy, batch, config
                             )
                             rate = learning_rate(config, state.global_step, total_steps)
+                            logger.log_gradients(state.global_step)
                             norm = optimizer_step(optimizer, rate, config.max_grad_norm, clip)
                             state.global_step += 1
                             sums.finish(norm, rate)

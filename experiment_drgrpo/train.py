@@ -113,7 +113,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
     buffer, timer = ReplayBuffer(), Timer()
 
     record = start_run(run, config, policy)
-    with interruption, open_logger(config, run, record, console) as logger:
+    with interruption, open_logger(config, run, record, console, state) as logger:
         if not run.resumed:
             logger.log_media(0, {"dr_grpo/critic_type": "group mean, no value network"})
         step, finished = run.step, False
@@ -149,6 +149,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = dr_grpo) -> Non
                         for batch in buffer.batches(config.train_batch_size, shuffle):
                             sums = accumulate_gradients(objective, policy, batch, config)
                             rate = learning_rate(config, state.global_step, total_steps)
+                            logger.log_gradients(state.global_step)
                             norm = optimizer_step(optimizer, rate, config.max_grad_norm)
                             state.global_step += 1
                             sums.finish(norm, rate)

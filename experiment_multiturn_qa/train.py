@@ -119,7 +119,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
     buffer, timer = ReplayBuffer(), Timer()
 
     record = start_run(run, config, policy)
-    with interruption, open_logger(config, run, record, console) as logger:
+    with interruption, open_logger(config, run, record, console, state) as logger:
         step, finished = run.step, False
         with suppress(Interrupted):
             for step in range(run.step, config.max_steps + 1):
@@ -156,6 +156,7 @@ def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
                         for batch in buffer.batches(config.train_batch_size, shuffle):
                             sums = accumulate_gradients(objective, policy, batch, config)
                             rate = learning_rate(config, state.global_step, total_steps)
+                            logger.log_gradients(state.global_step)
                             norm = optimizer_step(optimizer, rate, config.max_grad_norm)
                             state.global_step += 1
                             sums.finish(norm, rate)

@@ -9,13 +9,23 @@ import gzip
 import json
 import re
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, cast
+from urllib.parse import unquote
 
 ENTITY = "someone"
+# The field in which the answer of each lies.
+ARTIFACT_OPERATIONS = {
+    "CreateArtifact": "createArtifact",
+    "CreateArtifactManifest": "createArtifactManifest",
+    "UpdateArtifactManifest": "updateArtifactManifest",
+    "CreateArtifactFiles": "createArtifactFiles",
+    "CommitArtifact": "commitArtifact",
+}
 
 
 class FakeWandbServer(ThreadingHTTPServer):
@@ -26,12 +36,15 @@ class FakeWandbServer(ThreadingHTTPServer):
     def __init__(self, status: int = 200) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.status = status
+        self.upload_seconds = 0.0
+        """How long the upload of an artifact's file takes."""
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.runs: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.summaries: dict[str, dict[str, Any]] = {}
         self.exit_codes: dict[str, int] = {}
         self.files: dict[str, bytes] = {}
+        self.artifacts: dict[str, dict[str, Any]] = {}
         self.streams: set[str] = set()
         self.bodies: list[tuple[str, bytes]] = []
         self.lock = threading.Lock()
@@ -80,7 +93,41 @@ class FakeWandbServer(ThreadingHTTPServer):
             urls = {name: f"{self.url}/storage/{values['run']}/{name}" for name in values["files"]}
             files = [{"name": name, "uploadUrl": url} for name, url in urls.items()]
             return {"createRunFiles": {"runID": "B", "uploadHeaders": [], "files": files}}
+        if operation == "ArtifactType":
+            return {"project": {"artifact": None}}
+        if operation in ARTIFACT_OPERATIONS:
+            return {ARTIFACT_OPERATIONS[operation]: self._take_artifact(operation, values)}
         return {}
+
+    def _take_artifact(self, operation: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """One of the steps in which an artifact comes: name, manifest, files, end."""
+        if operation == "CreateArtifact":
+            artifact = f"artifact-{len(self.artifacts)}"
+            self.artifacts[artifact] = {**values["input"], "committed": False}
+            sequence = {"latestArtifact": None}
+            return {"artifact": {"id": artifact, "state": "PENDING", "artifactSequence": sequence}}
+        if operation in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+            artifact = values.get("artifactID") or values["artifactManifestID"]
+            url = f"{self.url}/storage/{artifact}/manifest"
+            file = {"id": "F", "uploadUrl": url, "uploadHeaders": []}
+            return {"artifactManifest": {"id": artifact, "file": file}}
+        if operation == "CreateArtifactFiles":
+            return {"files": {"edges": [*map(self._file, values["input"]["artifactFiles"])]}}
+        self.artifacts[values["artifactID"]]["committed"] = True
+        return {"artifact": {"id": values["artifactID"], "digest": "D"}}
+
+    def _file(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        artifact, name = wanted["artifactID"], wanted["name"]
+        url = f"{self.url}/storage/{artifact}/files/{name}"
+        return {
+            "node": {
+                "storagePath": name,
+                "uploadUrl": url,
+                "uploadHeaders": [],
+                "uploadMultipartUrls": None,
+                "artifact": {"id": artifact},
+            }
+        }
 
     def _upsert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         run = self.runs.setdefault(values["name"], {})
@@ -107,6 +154,24 @@ class FakeWandbServer(ThreadingHTTPServer):
         if message.get("complete"):
             self.exit_codes[run] = message["exitcode"]
 
+    def artifacts_of(self, kind: str) -> list[dict[str, Any]]:
+        """The artifacts of a type that came whole, in order: name, aliases, metadata and files."""
+        return [
+            {
+                "name": artifact["artifactCollectionName"],
+                "aliases": [alias["alias"] for alias in artifact["aliases"]],
+                "metadata": json.loads(artifact.get("metadata") or "{}"),
+                "manifest": json.loads(self.files[f"{key}/manifest"])["contents"],
+                "files": {
+                    path.removeprefix(f"{key}/files/"): body
+                    for path, body in self.files.items()
+                    if path.startswith(f"{key}/files/")
+                },
+            }
+            for key, artifact in self.artifacts.items()
+            if artifact["artifactTypeName"] == kind and artifact["committed"]
+        ]
+
     def config_of(self, run: str) -> dict[str, Any]:
         """The config as uploaded; each value is wrapped in an object."""
         return {name: item["value"] for name, item in json.loads(self.runs[run]["config"]).items()}
@@ -128,8 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = self._body()
+        if "/files/" in self.path:
+            time.sleep(self._server.upload_seconds)
         with self._server.lock:
-            self._server.files[self.path.removeprefix("/storage/")] = body
+            self._server.files[unquote(self.path).removeprefix("/storage/")] = body
         self._answer({})
 
     def do_POST(self) -> None:

@@ -28,6 +28,13 @@ from common.run.command_line import run_script
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
+# A run over conversations that takes seconds.
+SMALL_TALK = (
+    *("--rollouts-per-step", "4", "--group-size", "4", "--train-batch-size", "8"),
+    *("--eval-samples", "4", "--eval-interval", "2", "--log-completions-interval", "1"),
+    *("--checkpoint-interval", "1", "--warmup-fraction", "0", "--no-wandb"),
+)
+
 
 def random_model(dtype: torch.dtype, vocab_size: int = 512) -> PreTrainedModel:
     """Two layers of Qwen3 with large weights, so that its distributions are far from uniform."""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -19,21 +16,15 @@ from common.tools.calls import CallRecord
 from common.tools.passages import Passage
 from tests.chat_templates import QWEN25_KIND
 from tests.helpers import (
-    REPOSITORY,
+    SMALL_TALK,
     complain,
     load_script,
-    numbers_of,
     read_rows,
     run_training,
 )
 from tests.small_models import save_model, train_tokenizer
 
 EXPERIMENT = "experiment_multiturn_qa"
-SMALL = (
-    *("--rollouts-per-step", "4", "--group-size", "4", "--train-batch-size", "8"),
-    *("--eval-samples", "4", "--eval-interval", "2", "--log-completions-interval", "1"),
-    *("--checkpoint-interval", "1", "--warmup-fraction", "0", "--no-wandb"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -113,34 +104,6 @@ def test_without_search_nothing_can_be_learned_but_a_guess(tmp_path, control):
     else:
         assert not column(directory, "tools/search/calls")
         assert column(directory, "parse/unknown_tool")
-
-
-@pytest.mark.slow
-def test_a_killed_and_resumed_run_is_the_run_that_nothing_stopped(tmp_path):
-    train(tmp_path, *SMALL, "--max-steps", "3", name="straight")
-    directory = tmp_path / EXPERIMENT / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *SMALL, "--max-steps", "3", "--run-name", "killed",
-         "--log-dir", str(tmp_path)],
-        cwd=REPOSITORY / EXPERIMENT,
-        env={"OMP_NUM_THREADS": "2", "PATH": "", "HOME": str(tmp_path)},
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (directory / "checkpoints" / "step_000001").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    train(tmp_path, "--resume", name="killed")
-    straight = tmp_path / EXPERIMENT / "straight"
-    rows = numbers_of(read_rows(straight / "metrics.jsonl"))
-    assert numbers_of(read_rows(directory / "metrics.jsonl")) == rows
-    assert any(row.get("turns/max", 0) > 1 for row in rows)
-    weights = (path / "checkpoints/step_000003/model.safetensors" for path in (straight, directory))
-    first, second = (file.read_bytes() for file in weights)
-    assert first == second
 
 
 PASSAGES = [
@@ -234,7 +197,7 @@ def test_own_documents_questions_and_retriever_with_a_hub_model(
     flags += ("--retriever", "own_retrievers:First", "--max-prompts", "512")
     flags += ("--max-completion-tokens", "24", "--max-length", "900")
     run = ("--run-name", "hub", "--log-dir", str(tmp_path))
-    assert complain(script, [*SMALL, *flags, *run]) == (0, "")
+    assert complain(script, [*SMALL_TALK, *flags, *run]) == (0, "")
     metrics = read_rows(tmp_path / EXPERIMENT / "hub" / "metrics.jsonl")
     losses = [row["training_step/loss"] for row in metrics if "training_step/loss" in row]
     assert len(losses) == 2
@@ -277,7 +240,7 @@ def folders(tmp_path, monkeypatch) -> Path:
     ],
 )
 def test_mistakes(script, folders, arguments, expected):
-    code, complaint = complain(script, [*SMALL, "--log-dir", "runs", *arguments])
+    code, complaint = complain(script, [*SMALL_TALK, "--log-dir", "runs", *arguments])
     assert (code, complaint.count("\n")) == (2, 1), complaint
     assert expected in complaint
     assert not (folders / "runs").exists()

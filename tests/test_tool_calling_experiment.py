@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -16,20 +14,15 @@ from common.models.load import BUNDLED
 from tests.chat_templates import QWEN25_KIND
 from tests.helpers import (
     REPOSITORY,
+    SMALL_TALK,
     complain,
     load_script,
-    numbers_of,
     read_rows,
     run_training,
 )
 from tests.small_models import save_model, train_tokenizer
 
 EXPERIMENT = "experiment_multiturn_tool_calling"
-SMALL = (
-    *("--rollouts-per-step", "4", "--group-size", "4", "--train-batch-size", "8"),
-    *("--eval-samples", "4", "--eval-interval", "2", "--log-completions-interval", "1"),
-    *("--checkpoint-interval", "1", "--warmup-fraction", "0", "--no-wandb"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -144,34 +137,6 @@ class TestLearning:
         )
 
 
-@pytest.mark.slow
-def test_a_killed_and_resumed_run_is_the_run_that_nothing_stopped(tmp_path):
-    train(tmp_path, *SMALL, "--max-steps", "3", name="straight")
-    directory = tmp_path / EXPERIMENT / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *SMALL, "--max-steps", "3", "--run-name", "killed",
-         "--log-dir", str(tmp_path)],
-        cwd=REPOSITORY / EXPERIMENT,
-        env={"OMP_NUM_THREADS": "2", "PATH": "", "HOME": str(tmp_path)},
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (directory / "checkpoints" / "step_000001").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    train(tmp_path, "--resume", name="killed")
-    straight = tmp_path / EXPERIMENT / "straight"
-    rows = numbers_of(read_rows(straight / "metrics.jsonl"))
-    assert numbers_of(read_rows(directory / "metrics.jsonl")) == rows
-    assert any(row.get("turns/max", 0) > 1 for row in rows)
-    weights = (path / "checkpoints/step_000003/model.safetensors" for path in (straight, directory))
-    first, second = (file.read_bytes() for file in weights)
-    assert first == second
-
-
 OWN_TOOLS = '''
 import time
 
@@ -233,7 +198,7 @@ def test_a_hub_model_with_a_bpe_tokenizer_and_its_template(
     flags = ("--model-name", str(directory), "--tool-format", tool_format, "--max-steps", "1")
     flags += ("--max-completion-tokens", "24", "--max-length", "900", "--tool", "own_tools:half")
     run = ("--run-name", "hub", "--log-dir", str(tmp_path))
-    assert complain(script, [*SMALL, *flags, *run]) == (0, "")
+    assert complain(script, [*SMALL_TALK, *flags, *run]) == (0, "")
     rows = read_rows(tmp_path / EXPERIMENT / "hub" / "metrics.jsonl")
     losses = [row["training_step/loss"] for row in rows if "training_step/loss" in row]
     assert len(losses) == 2
@@ -265,7 +230,9 @@ def test_mistakes(script, tmp_path, monkeypatch, arguments, expected):
     (tmp_path / "own_tools.py").write_text(OWN_TOOLS)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "own_tools", raising=False)
-    code, complaint = complain(script, [*SMALL, "--log-dir", str(tmp_path / "runs"), *arguments])
+    code, complaint = complain(
+        script, [*SMALL_TALK, "--log-dir", str(tmp_path / "runs"), *arguments]
+    )
     assert (code, complaint.count("\n")) == (2, 1), complaint
     assert expected in complaint
     assert not (tmp_path / "runs").exists()
@@ -289,7 +256,7 @@ def test_a_tokenizer_without_the_tool_role(script, tmp_path, template, expected)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(directory)
     flags = ("--model-name", str(directory), "--system-prompt", "", "--tool-format", "tags")
-    code, complaint = complain(script, [*SMALL, *flags, "--log-dir", str(tmp_path / "runs")])
+    code, complaint = complain(script, [*SMALL_TALK, *flags, "--log-dir", str(tmp_path / "runs")])
     assert (code, complaint.count("\n")) == (2, 1), complaint
     assert expected in complaint
     assert str(directory) in complaint
@@ -336,7 +303,7 @@ class TestAToolThatBreaks:
         try:
             code, complaint = complain(
                 script,
-                [*SMALL, "--max-steps", "2", "--eval-samples", "0", "--run-name", "broken",
+                [*SMALL_TALK, "--max-steps", "2", "--eval-samples", "0", "--run-name", "broken",
                  "--data-path", str(tasks), "--log-dir", str(tmp_path), *flags],
             )  # fmt: skip
         finally:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from common.logger.figures.recorder import Recorder
 from common.logger.health import Health
 from common.logger.media import Media
 from common.logger.printable import printable
@@ -30,10 +31,11 @@ class Intervals:
 
     completions: int
     histograms: int
+    figures: int
     reasoning_tag: str
 
 
-NEVER = Intervals(completions=0, histograms=0, reasoning_tag="think")
+NEVER = Intervals(completions=0, histograms=0, figures=0, reasoning_tag="think")
 
 
 def is_due(interval: int, step: int) -> bool:
@@ -54,12 +56,14 @@ class Logger:
         samples_file: Path,
         intervals: Intervals = NEVER,
         health: Health | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._sinks = sinks
         self._console = console
         self._samples_file = samples_file
         self._intervals = intervals
         self._health = health or Health()
+        self._recorder = recorder
         self._reported: set[str] = set()
 
     def __enter__(self) -> Logger:
@@ -83,6 +87,14 @@ class Logger:
     def log_training_step(self, global_step: int, metrics: Mapping[str, Any]) -> None:
         """Log the `training_step/*` of one optimizer step."""
         self._log({STEP_AXIS: global_step, **metrics})
+
+    def log_gradients(self, global_step: int) -> None:
+        """Record the gradients that the optimizer is about to use, if there are to be figures."""
+        if self._recorder is None:
+            return
+        if global_step == 0:
+            self._recorder.model_state(0, None)
+        self._recorder.gradients(global_step + 1)
 
     def log_media(self, batch_step: int, media: Mapping[str, Media]) -> None:
         """Log what is no number: text, histograms, tables, bars."""
@@ -112,6 +124,10 @@ class Logger:
         if is_due(self._intervals.histograms, batch_step):
             self.log_media(batch_step, histograms(kept, experiences))
             self.log_media(batch_step, {"rewards/breakdown": reward_breakdown(kept)})
+        if self._recorder is not None:
+            self._recorder.task_rewards(batch_step, kept)
+            if is_due(self._intervals.figures, batch_step):
+                self._recorder.model_state(batch_step, experiences[0].token_ids.tolist())
 
     def log_samples(self, batch_step: int, groups: Sequence[Group], split: str) -> None:
         """Append the groups, whole, to `samples.jsonl`."""

@@ -45,7 +45,24 @@ class Bars:
     values: Mapping[str, float]
 
 
-Media = str | Histogram | Table | Bars
+@dataclass(frozen=True)
+class Scene:
+    """A figure as plotly's JSON has it; made where it is shown, never in a file of rows."""
+
+    figure: Mapping[str, Any]
+
+    def points(self) -> np.ndarray:
+        """The points (n, 3) that it shows in space, without those that have a gap."""
+        clouds = [
+            np.array([trace["x"], trace["y"], trace["z"]], dtype=np.float64).T
+            for trace in self.figure["data"]
+            if trace["type"] == "scatter3d"
+        ]
+        points = np.concatenate([np.empty((0, 3)), *clouds])
+        return points[np.isfinite(points).all(axis=1)]
+
+
+Media = str | Histogram | Table | Bars | Scene
 
 
 def as_json(media: Media) -> Any:

@@ -15,21 +15,24 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from common.errors import UserError
 from common.logger.media import from_json
 from common.logger.sinks import BATCH_AXIS, Sink
+from common.run.files import SNAPSHOTS, new_rows
+
+if TYPE_CHECKING:
+    from common.logger.figures.maker import FigureMaker
 
 POLL_SECONDS = 0.2
 # Beside a run's files: who is in charge of showing them. One mirror at a time holds a lock on it.
 CHARGE = ".mirror"
-SAYS, REFUSES = "says", "refuses"
+SAYS, REFUSES, IS_BUSY = "says", "refuses", "is busy"
 
 # It runs in what the training leaves idle, but must not starve on a machine that is never idle.
 _NICENESS = 5
@@ -47,8 +50,12 @@ class Order:
     tensorboard: bool
     wandb: dict[str, Any] | None
     """Fields of `WandbIdentity`, or None for no W&B."""
+    figures: dict[str, int] | None
+    """Arguments of `History`, or None for no figures."""
     record: dict[str, Any]
     """The run's configuration, for W&B."""
+    artifacts: dict[str, Any] | None = None
+    """Fields of `ArtifactSources`, or None for no artifacts."""
 
 
 def main() -> None:
@@ -64,7 +71,9 @@ def main() -> None:
         if lock.read() != order.charge:
             return
         try:
-            follow(directory / "metrics.jsonl", open_sinks(order, directory, out))
+            sinks = open_sinks(order, directory, out)
+            figures = open_figures(order, directory, sinks, out)
+            follow(directory / "metrics.jsonl", sinks, figures)
         except UserError as error:
             tell(out, REFUSES, str(error))
         except OSError as error:
@@ -90,15 +99,31 @@ def open_sinks(order: Order, directory: Path, out: TextIO) -> list[Sink]:
         remove_event_files(directory)
         sinks.append(TensorBoardSink(directory))
     if order.wandb is not None:
+        from common.logger.wandb_artifacts import ArtifactSources
         from common.logger.wandb_sink import WandbIdentity, WandbSink, supersede_runs
 
         supersede_runs(directory)
-        say = partial(tell, out, SAYS)
-        sinks.append(WandbSink(directory, WandbIdentity(**order.wandb), order.record, say))
+        identity = WandbIdentity(**order.wandb)
+        sources = ArtifactSources(**order.artifacts) if order.artifacts else None
+        say, busy = partial(tell, out, SAYS), partial(tell, out, IS_BUSY, "uploading")
+        sinks.append(WandbSink(directory, identity, order.record, say, sources, busy))
     return sinks
 
 
-def follow(path: Path, sinks: list[Sink]) -> None:
+def open_figures(
+    order: Order, directory: Path, sinks: list[Sink], out: TextIO
+) -> FigureMaker | None:
+    if order.figures is None:
+        return None
+    from common.logger.figures.history import History
+    from common.logger.figures.maker import FigureMaker
+
+    history, say = History(**order.figures), partial(tell, out, SAYS)
+    snapshots = directory / SNAPSHOTS
+    return FigureMaker(directory, snapshots, history, sinks, say)
+
+
+def follow(path: Path, sinks: list[Sink], figures: FigureMaker | None) -> None:
     """Pass rows on as they come, until the run has ended."""
     exit_codes: list[int] = []
     ended = threading.Event()
@@ -111,10 +136,21 @@ def follow(path: Path, sinks: list[Sink]) -> None:
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     with path.open("rb") as file:
         while not ended.wait(POLL_SECONDS):
-            pass_on(file, sinks)
-        pass_on(file, sinks)
-    for sink in sinks:
+            catch_up(file, sinks, figures)
+        catch_up(file, sinks, figures)
+    for sink in sinks if figures is None else [figures, *sinks]:
         sink.close(exit_codes[0])
+
+
+def catch_up(file: BinaryIO, sinks: list[Sink], figures: FigureMaker | None) -> None:
+    """Pass on the rows that are new, and make the figures for which there is a new snapshot."""
+    if figures is None:
+        pass_on(file, sinks)
+        return
+    # First: what was logged before a snapshot is in the other file as soon as that is here.
+    figures.read_snapshots()
+    pass_on(file, [figures, *sinks])
+    figures.make_due()
 
 
 def pass_on(file: BinaryIO, sinks: list[Sink]) -> None:
@@ -133,16 +169,7 @@ def pass_on(file: BinaryIO, sinks: list[Sink]) -> None:
                 sink.log_media(name, value, int(row[BATCH_AXIS]))
 
 
-def new_rows(file: BinaryIO) -> Iterator[Mapping[str, Any]]:
-    """The rows that were written since; one that is not whole yet is left for the next time."""
-    while True:
-        start = file.tell()
-        line = file.readline()
-        if not line.endswith(b"\n"):
-            file.seek(start)
-            return
-        yield json.loads(line)
-
-
 if __name__ == "__main__":
     main()
+    # Past wandb's exit hook, which would wait for a process that waits for a server.
+    os._exit(0)

@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 
 from common.errors import UserError
 from common.logger.media import Media
-from common.logger.mirror import CHARGE, REFUSES, Order
+from common.logger.mirror import CHARGE, IS_BUSY, REFUSES, Order
 from common.logger.sinks import Row
 
-# Above all that W&B may take at the start and at the end of a run that logged nothing else.
+# Above all that W&B may take at the start and at the end of a run that logged nothing else. Counted
+# anew whenever the mirror says that it is busy, which it does as long as artifacts are uploaded.
 FINISH_SECONDS = 24
 
 
@@ -30,14 +32,17 @@ class MirrorSink:
         directory: Path,
         tensorboard: bool,
         wandb: dict[str, Any] | None,
+        figures: dict[str, int] | None,
         record: Mapping[str, Any],
         say: Callable[[str], None],
+        artifacts: dict[str, Any] | None = None,
     ) -> None:
         self._say = say
         charge = secrets.token_hex(8)
         (directory / CHARGE).write_text(charge)
-        order = Order(str(directory), charge, tensorboard, wandb, dict(record))
+        order = Order(str(directory), charge, tensorboard, wandb, figures, dict(record), artifacts)
         self._refusal: str | None = None
+        self._last_sign = 0.0
         # In a session of its own, so that Ctrl-C reaches the training alone.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "common.logger.mirror"],
@@ -60,11 +65,14 @@ class MirrorSink:
 
     def close(self, exit_code: int) -> None:
         self._write(str(exit_code))
-        try:
-            code = self._process.wait(FINISH_SECONDS)
-        except subprocess.TimeoutExpired:
+        self._last_sign = time.monotonic()
+        while (left := self._last_sign + FINISH_SECONDS - time.monotonic()) > 0:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(left)
+                break
+        else:
             self._process.kill()
-            code = self._process.wait()
+        code = self._process.wait()
         self._listener.join()
         if code:
             self._say(
@@ -87,5 +95,7 @@ class MirrorSink:
             kind, text = json.loads(line)
             if kind == REFUSES:
                 self._refusal = text
+            elif kind == IS_BUSY:
+                self._last_sign = time.monotonic()
             else:
                 self._say(text)

@@ -9,39 +9,72 @@ from typing import Any
 
 from rich.console import Console
 
+from common.logger.figures.recorder import Recorder
 from common.logger.health import Health
 from common.logger.logger import Intervals, Logger
 from common.logger.mirror_sink import MirrorSink
 from common.logger.sinks import ConsoleSink, JsonlSink, Sink
+from common.run.checkpoint import MANIFEST, STATE
 from common.run.config import TrainConfig
-from common.run.directory import Run
+from common.run.directory import Run, RunDirectory
 from common.run.files import read_rows
+from common.run.training_state import TrainingState
 
 
 def open_logger(
-    config: TrainConfig, run: Run, record: Mapping[str, Any], console: Console
+    config: TrainConfig,
+    run: Run,
+    record: Mapping[str, Any],
+    console: Console,
+    state: TrainingState | None = None,
 ) -> Logger:
     """Console and JSONL always; TensorBoard and W&B, unless both are off, through their mirror.
 
-    A process that does not write the run gets a silent logger.
+    A process that does not write the run gets a silent logger. `state` is what figures are drawn
+    of, beside the rows.
     """
     directory = run.directory
     if not run.writes:
         return Logger([], console, directory.samples_file)
     sinks: list[Sink] = [JsonlSink(directory.metrics_file)]
-    if config.tensorboard or config.wandb:
+    if config.tensorboard or config.wandb or config.figures_interval:
         identity = _wandb_names(config, directory.path.name) if config.wandb else None
         say = partial(console.out, highlight=False)
-        sinks.append(MirrorSink(directory.path, config.tensorboard, identity, record, say))
+        figures = {"rows": config.figures_rows, "gradients": config.figures_snapshots}
+        sinks.append(
+            MirrorSink(
+                directory.path,
+                config.tensorboard,
+                identity,
+                figures if config.figures_interval else None,
+                record,
+                say,
+                _artifact_sources(config, directory) if config.log_artifacts else None,
+            )
+        )
     sinks.append(ConsoleSink(config.max_steps, console))
     intervals = Intervals(
         completions=config.log_completions_interval,
         histograms=config.histogram_interval,
+        figures=config.figures_interval,
         reasoning_tag=config.reasoning_tag,
     )
     health = Health()
     health.replay(read_rows(directory.metrics_file))
-    return Logger(sinks, console, directory.samples_file, intervals, health)
+    recorder = None
+    if config.figures_interval and state is not None:
+        layer, head = config.figures_layer, config.figures_head
+        path = directory.snapshots_file
+        recorder = Recorder(path, state.model, state.tokenizer, layer, head)
+    return Logger(sinks, console, directory.samples_file, intervals, health, recorder)
+
+
+def _artifact_sources(config: TrainConfig, directory: RunDirectory) -> dict[str, Any]:
+    return {
+        "data_file": str(config.data_path or config.data_file),
+        "checkpoints": str(directory.checkpoints),
+        "left_out": [MANIFEST, STATE],
+    }
 
 
 def _wandb_names(config: TrainConfig, run_name: str) -> dict[str, Any]:

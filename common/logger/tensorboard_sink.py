@@ -13,20 +13,26 @@ import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.histogram.metadata import create_summary_metadata
+from tensorboard.plugins.mesh import metadata as mesh
+from tensorboard.plugins.mesh.plugin_data_pb2 import MeshPluginData
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from common.logger.media import Histogram, Media, as_markdown
+from common.logger.media import Histogram, Media, Scene, as_markdown
 from common.logger.sinks import AXES, Row, axis_of
+from common.logger.tensorboard_layout import layout_summary
 
 # It writes at most this many seconds after a row, so that a killed run keeps its rows.
 FLUSH_SECONDS = 1
+
+_DARK, _BRIGHT = np.array([[68, 1, 84]]), np.array([[253, 231, 37]])
 
 
 class TensorBoardSink:
     def __init__(self, directory: Path) -> None:
         self._writer = EventFileWriter(str(directory), flush_secs=FLUSH_SECONDS)
+        self._add(layout_summary(), 0)
 
     def log(self, row: Row) -> None:
         for axis in AXES:
@@ -36,9 +42,13 @@ class TensorBoardSink:
                 self._add(Summary(value=values), int(row[axis]))
 
     def log_media(self, name: str, media: Media, batch_step: int) -> None:
-        """Tables and bars as text: TensorBoard has neither."""
+        """Tables and bars as text, figures as clouds of points: it can show no more of them."""
         if isinstance(media, Histogram):
             summary = _histogram(name, media)
+        elif isinstance(media, Scene):
+            if not len(points := media.points()):
+                return
+            summary = _point_cloud(name, points)
         else:
             text = media if isinstance(media, str) else as_markdown(media)
             summary = text_pb(f"{name}/text_summary", text)
@@ -61,6 +71,28 @@ def _histogram(name: str, histogram: Histogram) -> Any:
         metadata=create_summary_metadata(display_name=None, description=None),
         tensor=make_tensor_proto(buckets, dtype=np.float64),
     )
+    return summary
+
+
+def _point_cloud(name: str, points: np.ndarray) -> Any:
+    """Points (n, 3) in a cube around the origin, from dark to bright in their order."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    vertices = 2 * (points - low) / np.where(high > low, high - low, 1) - 1
+    place = np.linspace(0, 1, len(points))[:, None]
+    colours = (1 - place) * _DARK + place * _BRIGHT
+    parts = {
+        MeshPluginData.VERTEX: vertices[None].astype(np.float32),
+        MeshPluginData.COLOR: colours[None].astype(np.uint8),
+    }
+    summary = Summary()
+    for content, values in parts.items():
+        components = mesh.get_components_bitmask(list(parts))
+        shape = list(values.shape)
+        summary.value.add(
+            tag=mesh.get_instance_name(name, content),
+            metadata=mesh.create_summary_metadata(name, name, content, components, shape),
+            tensor=make_tensor_proto(values),
+        )
     return summary
 
 

@@ -8,21 +8,23 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import wandb
 from wandb.errors import UsageError
 from wandb.sdk.lib import wbauth
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from common.errors import UserError
-from common.logger.media import Histogram, Media, as_markdown
+from common.logger.media import Media, Table
 from common.logger.sinks import AXES, BATCH_AXIS, Row, axis_of
+from common.logger.wandb_artifacts import Artifacts, ArtifactSources, log_without_asking
+from common.logger.wandb_media import GROWING, GrowingTable, as_wandb
 
 # Together these bound what a dead server costs a whole run. wandb's own defaults wait 100 seconds
 # at the start and without end at the finish.
@@ -33,6 +35,8 @@ FINISH_TIMEOUT_SECONDS = 12
 _SERVICE_ENDED = (ConnectionError, HandleAbandonedError, MailboxClosedError)
 
 _SUPERSEDED = "superseded-"
+# Where wandb and `Artifacts` keep the files of artifacts, below a run's directory.
+_FILES = Path("wandb", "artifacts")
 
 
 @dataclass(frozen=True)
@@ -56,20 +60,29 @@ class WandbSink:
         identity: WandbIdentity,
         record: Mapping[str, Any],
         say: Callable[[str], None],
+        sources: ArtifactSources | None = None,
+        busy: Callable[[], None] = lambda: None,
     ) -> None:
+        """`busy` is called every second while artifacts are uploaded at the end."""
         self._directory = directory
         self._identity = identity
         self._record = record
         self._say = say
         self._has_ended = False
         self._run = self._open()
+        log_without_asking(self._run)
         self._defined: set[str] = set()
+        self._tables: dict[tuple[str, ...], GrowingTable] = {}
         for axis in AXES:
             self._run.define_metric(axis)
         mode = "disabled" if self._run.disabled else "offline" if self._run.offline else "online"
         say(f"W&B initialized: {self._run.project or identity.project}/{identity.name} ({mode})")
         if mode == "offline":
             say(f"to upload it later: wandb sync {self._folder}")
+        self._artifacts = None
+        if sources is not None and mode != "disabled":
+            held = directory / _FILES / "checkpoints"
+            self._artifacts = Artifacts(self._run, identity.name, sources, held, say, busy)
 
     @property
     def _folder(self) -> Path:
@@ -77,37 +90,84 @@ class WandbSink:
         return Path(self._run.dir).parent
 
     def log(self, row: Row) -> None:
-        self._write(row)
+        self._attempt(lambda: self._log_numbers(row))
 
     def log_media(self, name: str, media: Media, batch_step: int) -> None:
         """Log it; what `health/*` says is sent as an alert, too."""
-        self._write({BATCH_AXIS: batch_step, name: _as_wandb(media)})
-        if name.startswith("health/") and not self._has_ended:
-            with suppress(*_SERVICE_ENDED):
-                self._run.alert(title=name, text=f"batch {batch_step}: {media}")
+        self._attempt(lambda: self._log_media(name, media, batch_step))
 
-    def _write(self, row: Mapping[str, Any]) -> None:
+    def _attempt(self, action: Callable[[], None]) -> None:
+        """Do it, as long as wandb's own process is there."""
         if self._has_ended:
             return
         try:
-            self._define(row)
-            # Never with `step=`: rows of two axes would be dropped where one axis lags behind.
-            self._run.log(dict(row))
+            action()
         except _SERVICE_ENDED:
             self._give_up()
 
-    def close(self, exit_code: int) -> None:
-        if self._has_ended:
+    def _log_numbers(self, row: Row) -> None:
+        self._write(row)
+        if self._artifacts is not None:
+            self._artifacts.follow(row)
+
+    def _log_media(self, name: str, media: Media, batch_step: int) -> None:
+        if isinstance(media, Table) and name in GROWING:
+            table = self._tables.setdefault((name, *media.columns), GrowingTable(media.columns))
+            table.add(media.rows, batch_step)
+            if table.is_due:
+                self._log_table(name, table)
             return
+        self._write({BATCH_AXIS: batch_step, name: as_wandb(name, media)})
+        if name.startswith("health/"):
+            self._run.alert(title=name, text=f"batch {batch_step}: {media}")
+
+    def _log_table(self, name: str, table: GrowingTable) -> None:
+        self._write({BATCH_AXIS: table.batch_step, name: table.take()})
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._define(row)
+        # Never with `step=`: rows of two axes would be dropped where one axis lags behind.
+        self._run.log(dict(row))
+
+    def close(self, exit_code: int) -> None:
+        self._attempt(lambda: self._close(exit_code))
+
+    def _close(self, exit_code: int) -> None:
         try:
-            self._run.finish(exit_code=exit_code)
+            for (name, *_), table in self._tables.items():
+                if table.waiting:
+                    self._log_table(name, table)
+            if self._artifacts is not None:
+                self._artifacts.close()
+            self._finish(exit_code)
         except TimeoutError:
             self._say(
                 "W&B did not take all rows in time; to upload them: "
                 f"wandb sync --no-skip-online {self._folder}"
             )
-        except _SERVICE_ENDED:
-            self._give_up()
+        else:
+            if not self._run.offline:
+                shutil.rmtree(self._directory / _FILES, ignore_errors=True)
+
+    def _finish(self, exit_code: int) -> None:
+        """Raises `TimeoutError` when wandb does, and when it does not come to it: its process minds
+        the time only from where it has sent what goes before, and may be waiting for an answer.
+        """
+        errors: list[Exception] = []
+
+        def finish() -> None:
+            try:
+                self._run.finish(exit_code=exit_code)
+            except (TimeoutError, *_SERVICE_ENDED) as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=finish, daemon=True)
+        thread.start()
+        thread.join(FINISH_TIMEOUT_SECONDS + 1)
+        if thread.is_alive():
+            raise TimeoutError
+        for error in errors:
+            raise error
 
     def _give_up(self) -> None:
         """Go on without W&B: the process through which wandb writes has been killed."""
@@ -133,6 +193,8 @@ class WandbSink:
         """Raises `UserError` for a name or an environment variable that wandb does not accept."""
         # wandb's own telemetry would go to the server as well, and its complaints to the console.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # The files of artifacts until they are uploaded, which else are in the home directory.
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._directory / _FILES.parent))
         try:
             return self._open_online_or_offline()
         except (ValueError, UsageError) as error:
@@ -152,11 +214,16 @@ class WandbSink:
             self._say(
                 f"W&B at {settings.base_url} cannot be used ({_one_line(error)}): logging offline"
             )
+            if settings.sweep_id:
+                # The agent's id is tried again, which wandb's process holds until it ends.
+                wandb.teardown()
         return self._init(mode="offline")
 
     def _init(self, mode: Literal["offline"] | None) -> wandb.Run:
         identity = self._identity
-        run_id = secrets.token_hex(6)
+        # In a sweep the agent has chosen it, and wandb heeds no other.
+        by_agent = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        run_id = by_agent or secrets.token_hex(6)
         try:
             return wandb.init(
                 dir=self._directory,
@@ -192,16 +259,6 @@ class WandbSink:
             raise
 
 
-def _as_wandb(media: Media) -> Any:
-    """What goes into the history itself: wandb's tables are files and artifacts, whose uploads
-    would make the run wait for a server that does not answer.
-    """
-    if isinstance(media, Histogram):
-        counts, edges = np.array(media.counts), np.array(media.edges)
-        return wandb.Histogram(np_histogram=(counts, edges))
-    return media if isinstance(media, str) else as_markdown(media)
-
-
 def describe_connection() -> str:
     """Whether a run would be logged online or offline, and why; asks the server, starts no run."""
     settings = wandb.setup(wandb.Settings(silent=True)).settings
@@ -225,6 +282,7 @@ def supersede_runs(directory: Path) -> None:
 
     The resumed run logs all rows anew; W&B cannot take rows back.
     """
+    shutil.rmtree(directory / _FILES, ignore_errors=True)
     for pattern in ("offline-run-*", "run-*"):
         for old in (directory / "wandb").glob(pattern):
             old.rename(old.with_name(_SUPERSEDED + old.name))

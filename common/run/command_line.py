@@ -10,11 +10,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dotenv import load_dotenv
-
 from common.errors import UserError
+from common.run.command import read_env_file
 from common.run.config import ConfigType, parse_config
-from common.run.directory import REPOSITORY, find_run, read_config
+from common.run.directory import find_run, read_config
 from common.run.dry_run import dry_run
 
 _TOP_P_WARNING = (
@@ -25,13 +24,8 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType]) -> None:
-    """Parse the flags and run; a user's mistake ends in one line on stderr and exit code 2.
-
-    A `.env` in the working directory, else in the repository, adds to the environment; what the
-    shell has set wins.
-    """
-    here = Path(".env")
-    load_dotenv(here if here.is_file() else REPOSITORY / ".env")
+    """Parse the flags and run; a user's mistake ends in one line on stderr and exit code 2."""
+    read_env_file()
     try:
         if not config_class.many_processes:
             _refuse_many_processes()

@@ -203,6 +203,20 @@ class RunFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FigureFlags:
+    figures_interval: int = 0
+    """Make the figures in the run's figures/ every this many steps and at the end; 0 for never."""
+    figures_rows: int = 1000
+    """Draw so many batches and optimizer steps, the latest."""
+    figures_snapshots: int = 100
+    """Draw so many snapshots of gradients and embeddings, the latest."""
+    figures_layer: int = -1
+    """Layer whose attention is drawn; negative ones count from the last."""
+    figures_head: int = 0
+    """Head of that layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WandbFlags:
     wandb: bool = True
     """Log to Weights & Biases: online with a key, else to files that can be synced later."""
@@ -216,11 +230,14 @@ class WandbFlags:
     """Tags of the run."""
     wandb_notes: str | None = None
     """A note on the run."""
+    log_artifacts: bool = False
+    """Upload the data file, and of each checkpoint what from_pretrained needs, as artifacts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
     WandbFlags,
+    FigureFlags,
     RunFlags,
     EvaluationFlags,
     ObjectiveFlags,
@@ -251,13 +268,13 @@ class TrainConfig(
         check("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
         for name in ("rollouts_per_step", "train_batch_size", "micro_batch_size"):
             check(name, lambda count: count >= 1, "at least 1")
-        for name in ("epochs_per_step", "eval_group_size"):
+        for name in ("epochs_per_step", "eval_group_size", "figures_rows", "figures_snapshots"):
             check(name, lambda count: count >= 1, "at least 1")
         for name in ("max_steps", "max_prompts", "max_terms", "max_digits"):
             check(name, lambda count: count >= 1, "at least 1")
         for name in ("eval_interval", "eval_samples"):
             check(name, lambda count: count >= 0, "0 or more")
-        for name in ("log_completions_interval", "histogram_interval"):
+        for name in ("log_completions_interval", "histogram_interval", "figures_interval"):
             check(name, lambda count: count >= 0, "0 or more")
         for name in ("checkpoint_interval", "keep_checkpoints", "lora_rank"):
             check(name, lambda count: count >= 0, "0 or more")
@@ -272,6 +289,11 @@ class TrainConfig(
             check(name, lambda value: 0 < value < math.inf, "above 0")
         if self.dtype == "float16":
             raise UserError("--dtype float16: overflows in training; use bfloat16 or float32")
+        if self.log_artifacts and not self.wandb:
+            raise UserError(
+                "--log-artifacts: they go to W&B, which --no-wandb turns off; leave out one of the "
+                "two (or add --no-log-artifacts)"
+            )
         if self.load_in_4bit and not self.lora_rank:
             raise UserError("--load-in-4bit: 4-bit weights cannot be trained; add --lora-rank 16")
         check("max_completion_tokens", lambda count: count >= 1, "at least 1")

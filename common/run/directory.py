@@ -22,7 +22,7 @@ import torch
 from common.errors import UserError
 from common.run.checkpoint import Checkpoint, Checkpoints
 from common.run.config import TrainConfig
-from common.run.files import replace_text, sync
+from common.run.files import SNAPSHOTS, replace_text, sync
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -32,8 +32,11 @@ _LIBRARIES = ("accelerate", "numpy", "torch", "transformers", "wandb")
 FREE_FLAGS = (
     *("resume", "run_name", "log_dir", "checkpoint_path", "checkpoint_interval"),
     *("keep_checkpoints", "max_minutes", "max_steps", "dry_run", "log_completions_interval"),
+    *("histogram_interval", "figures_interval", "figures_rows", "figures_snapshots"),
+    *("figures_layer", "figures_head"),
     *("eval_interval", "eval_samples", "eval_group_size", "tensorboard", "wandb"),
     *("wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes"),
+    "log_artifacts",
 )
 # ... and these only by rounding.
 ROUNDING_FLAGS = ("device", "micro_batch_size", "attn", "gradient_checkpointing")
@@ -58,16 +61,21 @@ class RunDirectory:
     def samples_file(self) -> Path:
         return self.path / "samples.jsonl"
 
+    @property
+    def snapshots_file(self) -> Path:
+        return self.path / SNAPSHOTS
+
+    @property
+    def _row_files(self) -> tuple[Path, ...]:
+        return (self.metrics_file, self.samples_file, self.snapshots_file)
+
     def lengths(self) -> dict[str, int]:
         """Bytes in the files of rows, to which a resume cuts them back."""
-        return {
-            file.name: file.stat().st_size if file.exists() else 0
-            for file in (self.metrics_file, self.samples_file)
-        }
+        return {file.name: file.stat().st_size if file.exists() else 0 for file in self._row_files}
 
     def sync(self) -> None:
         """Force the rows to the disk, so that a checkpoint never outlives the rows before it."""
-        for file in (self.metrics_file, self.samples_file):
+        for file in self._row_files:
             if file.exists():
                 sync(file)
 
@@ -290,6 +298,7 @@ def start_run(
     record = {
         **as_json(config),
         "experiment": config.experiment,
+        "default_wandb_project": config.default_wandb_project,
         "model_id": config.model_name,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "git_commit": commit,

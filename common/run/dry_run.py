@@ -43,6 +43,7 @@ def dry_run(main: Callable[[ConfigType], None], config: ConfigType) -> None:
             rollouts_per_step=small_tasks(config),
             eval_samples=0,
             wandb=False,
+            log_artifacts=False,
         )
         main(small)
         if not is_first:

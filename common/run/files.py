@@ -6,9 +6,11 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 PARTIAL = ".partial"
+# The file of a run with what was recorded of its model for figures.
+SNAPSHOTS = "snapshots.jsonl"
 
 
 def beside(path: Path) -> Path:
@@ -45,3 +47,14 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         with path.open(encoding="utf-8") as file:
             yield from map(json.loads, file)
+
+
+def new_rows(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    """The rows that were written since; one that is not whole yet is left for the next time."""
+    while True:
+        start = file.tell()
+        line = file.readline()
+        if not line.endswith(b"\n"):
+            file.seek(start)
+            return
+        yield json.loads(line)

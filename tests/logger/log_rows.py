@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from rich.console import Console
@@ -15,12 +16,14 @@ from rich.console import Console
 from common.logger import mirror_sink
 from common.logger.media import Bars, Histogram, Table
 from common.logger.open import open_logger
+from common.run.checkpoint import MANIFEST, STATE
 from common.run.config import TrainConfig, parse_config
 from common.run.directory import open_run
 
 STARTED = "started at"
 HALF_WAY = "half way"
 STEPS = 6
+CONTENTS = "the bytes of {name} at step {step}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class Config(TrainConfig):
     """Wait half way for a line on stdin."""
     finish_seconds: float = mirror_sink.FINISH_SECONDS
     """How long to wait for the mirror at the end."""
+    saves: bool = False
+    """Save checkpoints of a few bytes, and evaluate each: the second is the best."""
 
 
 def main(log_dir: str, flags: list[str]) -> None:
@@ -62,6 +67,11 @@ def main(log_dir: str, flags: list[str]) -> None:
                 "rewards/breakdown": Bars({"a": 0.5 * step, "b": -1.0}),
             }
             logger.log_media(step, media)
+            if config.saves:
+                saved = {"checkpoint/saved": 1.0, "checkpoint/step": step}
+                logger.log_batch(step, saved)
+                save(run.directory.checkpoints / f"step_{step:06d}", step)
+                logger.log_batch(step, {"eval/returns_mean": 1 / abs(step - 2.1)})
             if step == STEPS // 2:
                 tell(HALF_WAY)
                 if config.pause:
@@ -69,6 +79,19 @@ def main(log_dir: str, flags: list[str]) -> None:
             if config.endless:
                 time.sleep(0.5)
         logger.log_batch(step, {"final_reward": 1.5})
+        summary = Table(["criterion", "mean"], [["polite", 0.5], ["brief", None]])
+        logger.log_media(step, {"rubric_criteria_summary": summary})
+        if config.saves:
+            logger.log_batch(step, {"checkpoint/final_saved": 1.0, "final/a_mean": 0.5})
+
+
+def save(path: Path, step: int) -> None:
+    """As `Checkpoints.save` does: whole, by a rename."""
+    partial = path.with_name("partial")
+    partial.mkdir(parents=True)
+    for name in ("model.safetensors", "tokenizer.json", MANIFEST, STATE):
+        (partial / name).write_text(CONTENTS.format(name=name, step=step))
+    partial.rename(path)
 
 
 def tell(line: str) -> None:

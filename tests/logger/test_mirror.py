@@ -95,7 +95,7 @@ def test_a_run_goes_on_without_its_mirror_and_says_so_once(run):
     output, _ = process.communicate("\n", timeout=60)
     assert process.returncode == 0
     assert output.count("the process that writes to TensorBoard and W&B ended with -9") == 1
-    assert len(read_rows(directory / "metrics.jsonl")) == 7 * STEPS + 1
+    assert len(read_rows(directory / "metrics.jsonl")) == 7 * STEPS + 2
 
 
 def test_a_mirror_that_is_stuck_costs_a_bounded_time(run):
@@ -124,7 +124,7 @@ def test_a_resumed_run_is_shown_once_whatever_the_mirror_before_it_does(run, sho
     process.kill()
     process.wait()
     said: list[str] = []
-    resumed = MirrorSink(directory, True, None, {}, said.append)
+    resumed = MirrorSink(directory, True, None, None, {}, said.append)
     time.sleep(2)
     assert all(str(before.pid) in path.name for path in events_of(directory)) == shows_already
     os.kill(before.pid, signal.SIGCONT)

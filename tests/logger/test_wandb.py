@@ -1,5 +1,7 @@
 """W&B online, offline, off and failing, read back from its files and from a loopback server."""
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -17,14 +19,16 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.run.checkpoint import MANIFEST, STATE
 from tests.fake_wandb_server import FakeWandbServer
 from tests.helpers import REPOSITORY, read_rows, run_training
 from tests.logger.log_rows import HALF_WAY, STARTED, STEPS
 from tests.logger.wandb_records import (
-    as_shown,
-    plain_rows,
+    artifacts_of,
     records,
     rows_of,
+    rows_on,
+    summary_on,
     the,
 )
 
@@ -80,7 +84,7 @@ class LoggingRun:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return as_shown(read_rows(self.directory / "metrics.jsonl"))
+        return read_rows(self.directory / "metrics.jsonl")
 
 
 def start_logging(log_dir: Path, *flags: str, **environment: str) -> LoggingRun:
@@ -120,20 +124,23 @@ def offline(tmp_path_factory):
     """A training run without a key, and then its continuation."""
     root = tmp_path_factory.mktemp("a long name of a directory that no console would print in one")
     directory = root / "experiment_base" / "run"
-    first = run_training(*SMALL, "--checkpoint-interval", "1", log_dir=root)
+    flags = ("--checkpoint-interval", "1", "--log-artifacts")
+    first = run_training(*SMALL, *flags, log_dir=root)
     assert first.returncode == 0, first.stderr
     found = {"output": first.stdout, "rows": read_rows(directory / "metrics.jsonl")}
     found["records"] = records(directory)
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"rollouts/batch_step": 3, "rollouts/returns_mean": 99.0}\n')
-    second = run_training("--run-name", "run", "--resume", "--max-steps", "4", log_dir=root)
+    # With all checkpoints kept: so quick a run has pruned its first before W&B has started.
+    flags = ("--max-steps", "4", "--keep-checkpoints", "0")
+    second = run_training("--run-name", "run", "--resume", *flags, log_dir=root)
     assert second.returncode == 0, second.stderr
     return directory, found
 
 
 def test_without_a_key_every_row_is_in_a_file_to_sync_later(offline):
     _, found = offline
-    assert rows_of(found["records"]) == as_shown(found["rows"])
+    assert rows_of(found["records"]) == found["rows"]
     assert the("exit", found["records"])["exit_code"] == 0
     assert the("run", found["records"])["project"] == "tiny_grpo"
 
@@ -160,10 +167,10 @@ def test_nothing_is_twice_after_a_resume(offline):
     assert rows[: saved[-1] + 1] == found["rows"][: saved[-1] + 1]
 
     new = records(directory, "offline-run-*")
-    assert rows_of(new) == as_shown(rows)
+    assert rows_of(new) == rows
     assert the("run", new)["run_group"] == the("run", found["records"])["run_group"] == "run"
     assert the("run", new)["run_id"] != the("run", found["records"])["run_id"]
-    assert rows_of(records(directory, "superseded-*")) == as_shown(found["rows"])
+    assert rows_of(records(directory, "superseded-*")) == found["rows"]
 
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     names = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
@@ -190,6 +197,42 @@ def test_texts_survive_a_resume(offline):
     shown = events.Tensors("examples/completion/text_summary")
     assert {event.step: event.tensor_proto.string_val[0].decode() for event in shown} == texts
     assert len(shown) == len(texts)
+
+
+def test_checkpoints_and_the_final_model_are_artifacts(offline):
+    _, found = offline
+    dataset, *models = artifacts_of(found["records"])
+    assert (dataset["name"], dataset["type"]) == ("math_tasks.jsonl", "dataset")
+    assert [model["name"] for model in models] == ["run-checkpoint", "run-checkpoint", "run-final"]
+    assert [model["aliases"][:2] for model in models] == [
+        *(["latest", "step-1"], ["latest", "step-2"], ["latest", "step-2"])
+    ]
+    # Only after the second step is there an evaluation.
+    assert [model["aliases"][2:] for model in models] == [[], ["best"], []]
+    metadata = json.loads(models[2]["metadata"])
+    last = {name: value for row in found["rows"] for name, value in row.items()}
+    assert metadata["eval"]["accuracy"] == last["eval/accuracy"]
+    assert metadata["final"]["total_batches"] == last["final/total_batches"] == 2
+
+
+def test_a_resumed_run_logs_the_artifacts_of_the_run_before_once_more(offline):
+    directory, _ = offline
+    _, *models = artifacts_of(records(directory, "offline-run-*"))
+    assert [model["aliases"][1] for model in models] == [
+        *("step-1", "step-2", "step-3", "step-4", "step-4")
+    ]
+    checkpoint, final = (
+        {
+            entry["path"]: base64.b64decode(entry["digest"])
+            for entry in model["manifest"]["contents"]
+        }
+        for model in models[-2:]
+    )
+    assert checkpoint == final
+    saved = directory / "checkpoints" / "step_000004"
+    assert final.keys() == {path.name for path in saved.iterdir()} - {MANIFEST, STATE}
+    for name, digest in final.items():
+        assert digest == hashlib.md5((saved / name).read_bytes()).digest()
 
 
 # Online
@@ -243,7 +286,7 @@ def test_with_a_key_every_row_arrives(online):
     directory, server, output, _ = online
     ((run, _),) = server.runs.items()
     rows = read_rows(directory / "metrics.jsonl")
-    assert plain_rows(server.rows[run]) == as_shown(rows)
+    assert rows_on(server, run) == rows
     assert server.exit_codes == {run: 0}
     assert "W&B initialized: from-the-shell/run (online)\n" in output
     assert "offline" not in output
@@ -251,12 +294,12 @@ def test_with_a_key_every_row_arrives(online):
 
 def test_the_summary_has_the_last_values(online):
     directory, server, _, _ = online
-    (summary,) = server.summaries.values()
+    (run,) = server.summaries
     last: dict[str, Any] = {}
-    for row in as_shown(read_rows(directory / "metrics.jsonl")):
+    for row in read_rows(directory / "metrics.jsonl"):
         last |= row
-    assert {name: value for name, value in summary.items() if not name.startswith("_")} == last
-    assert "final_reward" in summary
+    assert summary_on(server, run) == last
+    assert {"final_reward", "generations"} <= set(last)
 
 
 def test_both_axes_are_defined(online):
@@ -288,7 +331,11 @@ def test_the_names_arrive_and_the_shell_beats_the_file(online):
 def test_only_what_the_readme_says_leaves_the_machine(online):
     directory, server, _, _ = online
     ((name, run),) = server.runs.items()
-    assert set(server.files) == {f"{name}/config.yaml", f"{name}/wandb-summary.json"}
+    files = {path for path in server.files if not path.endswith((".table.json", "/manifest"))}
+    assert files == {f"{name}/config.yaml", f"{name}/wandb-summary.json"}
+    assert server.artifacts_of("model") == server.artifacts_of("dataset") == []
+    tables = {table["name"] for table in server.artifacts_of("wandb-run-incremental-table")}
+    assert tables == {f"run-{name}-incr-generations"}
     assert server.streams == {*("wandb-history.jsonl", "wandb-summary.json", "wandb-events.jsonl")}
     assert set(run) == {
         *("name", "project", "entity", "groupName", "displayName", "tags", "notes", "config")
@@ -360,8 +407,13 @@ def misfortunes(tmp_path_factory):
             "short key": start_logging(root / "short", **account(closed, key="short")),
             "no answer": start_logging(root / "silent", **account(silent)),
             "dies half way": start_logging(root / "dies", "--pause", **account(dying)),
+            "dies with artifacts": start_logging(
+                *(root / "artifacts", "--pause", "--saves", "--log-artifacts"),
+                **account(dying),
+            ),
             "process killed": start_logging(root / "killed", "--pause", **account(killed)),
         }
+        runs["dies with artifacts"].reach_half_way()
         runs["dies half way"].reach_half_way()
         dying.die()
         runs["process killed"].reach_half_way()
@@ -396,7 +448,7 @@ def kill_service_of(pid: int) -> None:
 def test_a_server_that_cannot_be_used_costs_little_and_no_row(misfortunes, kind):
     run = misfortunes[kind]
     assert run.seconds < MOST_SECONDS
-    assert len(run.rows) == 7 * STEPS + 1
+    assert len(run.rows) == 7 * STEPS + 2
     assert rows_of(records(run.directory, "offline-run-*")) == run.rows
     (line,) = [line for line in run.output.splitlines() if "cannot be used" in line]
     assert line.endswith("logging offline")
@@ -415,7 +467,7 @@ def test_a_server_that_dies_half_way_costs_little_and_no_row(misfortunes):
     run = misfortunes["dies half way"]
     assert "W&B initialized: default_project/run (online)\n" in run.output
     assert run.seconds < MOST_SECONDS
-    assert len(run.rows) == 7 * STEPS + 1
+    assert len(run.rows) == 7 * STEPS + 2
     assert rows_of(records(run.directory, "run-*")) == run.rows
     (line,) = [line for line in run.output.splitlines() if "wandb sync" in line]
     (folder,) = (run.directory / "wandb").glob("run-*")
@@ -423,10 +475,19 @@ def test_a_server_that_dies_half_way_costs_little_and_no_row(misfortunes):
     assert run.errors == ""
 
 
+def test_artifacts_on_the_way_to_a_server_that_dies_cost_little_and_are_kept(misfortunes):
+    run = misfortunes["dies with artifacts"]
+    assert run.seconds < MOST_SECONDS
+    found = records(run.directory, "run-*")
+    assert rows_of(found) == run.rows
+    assert len(artifacts_of(found)) == 1 + STEPS + 1
+    assert run.output.count("wandb sync --no-skip-online") == 1
+
+
 def test_a_run_survives_the_end_of_wandbs_own_process(misfortunes):
     run = misfortunes["process killed"]
     assert run.seconds < MOST_SECONDS
-    assert len(run.rows) == 7 * STEPS + 1
+    assert len(run.rows) == 7 * STEPS + 2
     assert run.output.count("W&B's own process has ended") == 1
     assert run.errors == ""
 
@@ -443,8 +504,8 @@ def test_what_a_dead_server_did_not_take_can_be_synced_later(misfortunes):
             check=True,
             timeout=60,
         )
-        (rows,) = server.rows.values()
-    assert plain_rows(rows) == run.rows
+        (name,) = server.rows
+    assert rows_on(server, name) == run.rows
 
 
 def test_a_killed_run_keeps_every_row_older_than_two_seconds(tmp_path):
@@ -512,7 +573,7 @@ def test_wandb_mode_disabled_writes_nothing(tmp_path):
         run = log(tmp_path, WANDB_MODE="disabled", **account(server))
         assert server.bodies == []
     assert "W&B initialized: default_project/run (disabled)\n" in run.output
-    assert len(run.rows) == 7 * STEPS + 1
+    assert len(run.rows) == 7 * STEPS + 2
     assert list(run.directory.rglob("*.wandb")) == []
 
 
@@ -521,7 +582,7 @@ def test_a_key_in_netrc_is_found(tmp_path):
         netrc = tmp_path / "netrc"
         netrc.write_text(f"machine {server.url.removeprefix('http://')} login user password {KEY}")
         run = log(tmp_path, WANDB_BASE_URL=server.url, NETRC=str(netrc))
-        (rows,) = server.rows.values()
+        (name,) = server.rows
     assert "(online)" in run.output
-    assert plain_rows(rows) == run.rows
+    assert rows_on(server, name) == run.rows
     assert files_with(KEY, run.directory) == []

@@ -6,29 +6,60 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.logger.media import Bars, Table, as_markdown, from_json
+from tests.fake_wandb_server import FakeWandbServer
+
+# Where W&B has the tables from which it draws bars.
+BARS = "Custom Chart Tables/"
 
 
 def records(directory: Path, pattern: str = "*run-*") -> list[dict[str, Any]]:
-    """Every record of the one W&B run below `directory` whose folder fits the pattern."""
+    """Every record of the one W&B run below `directory` whose folder fits the pattern.
+
+    A history record has its rows in our form, too.
+    """
     (file,) = (directory / "wandb").glob(f"{pattern}/run-*.wandb")
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     result = subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=60)
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    for record in found:
+        if record["type"] == "history":
+            item = record["history"]["item"]
+            record["row"] = _row(item, lambda path: (file.parent / "files" / path).read_bytes())
+    return found
 
 
 def rows_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that we logged, in the form in which `metrics.jsonl` has them."""
-    items = [record["history"]["item"] for record in found if record["type"] == "history"]
-    return plain_rows(items)
+    return [record["row"] for record in found if record["type"] == "history"]
 
 
-def plain_rows(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """wandb's rows in our form."""
-    return [_as_jsonl(_nested(item)) for item in items]
+def rows_on(server: FakeWandbServer, run: str) -> list[dict[str, Any]]:
+    """The rows that arrived, in the form in which `metrics.jsonl` has them."""
+    return [_row(item, lambda path: server.files[f"{run}/{path}"]) for item in server.rows[run]]
+
+
+def summary_on(server: FakeWandbServer, run: str) -> dict[str, Any]:
+    """The last value of everything."""
+    return _row(server.summaries[run], lambda path: server.files[f"{run}/{path}"])
+
+
+def _row(item: dict[str, Any], read: Callable[[str], bytes]) -> dict[str, Any]:
+    """Without wandb's own values; what is not finite, as null."""
+    plain = {
+        name: _value(value, read)
+        for name, value in _nested(item).items()
+        if not name.startswith("_")
+    }
+    tables = {name: value["table"] for name, value in plain.items() if name.startswith(BARS)}
+    bars = {
+        name.removeprefix(BARS).removesuffix("_table"): {"bars": {"values": dict(table["rows"])}}
+        for name, table in tables.items()
+    }
+    return {name: value for name, value in plain.items() if name not in tables} | bars
 
 
 def _nested(item: dict[str, Any]) -> dict[str, Any]:
@@ -42,25 +73,20 @@ def _nested(item: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in item.items() if key not in inside}, **nested}
 
 
-def _as_jsonl(item: dict[str, Any]) -> dict[str, Any]:
-    """Without wandb's own values; what is not finite, as null."""
-    return {name: _value(value) for name, value in item.items() if not name.startswith("_")}
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, dict) and value["_type"] == "histogram":
-        return {"histogram": {"edges": value["bins"], "counts": value["values"]}}
+def _value(value: Any, read: Callable[[str], bytes]) -> Any:
+    if isinstance(value, dict):
+        if value["_type"] == "histogram":
+            return {"histogram": {"edges": value["bins"], "counts": value["values"]}}
+        assert value["_type"] in ("incremental-table-file", "table-file")
+        table = json.loads(read(value["path"]))
+        return {"table": {"columns": table["columns"], "rows": table["data"]}}
     return None if value == "NaN" or is_nan(value) else value
 
 
-def as_shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `metrics.jsonl` as W&B has them: tables and bars are text."""
-    return [{name: _shown(value) for name, value in row.items()} for row in rows]
-
-
-def _shown(value: Any) -> Any:
-    media = from_json(value)
-    return as_markdown(media) if isinstance(media, Table | Bars) else value
+def artifacts_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The artifacts, in order, but for those that are wandb's own tables."""
+    artifacts = [record["artifact"] for record in found if record["type"] == "artifact"]
+    return [one for one in artifacts if one["type"] in ("dataset", "model")]
 
 
 def is_nan(value: object) -> bool:

@@ -1,6 +1,7 @@
 """The bundled model as it lies in the repository, and the recipe that makes such models."""
 
 import itertools
+import math
 import random
 import re
 import string
@@ -8,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from common.models.load import BUNDLED, ModelOptions, load_policy, load_tokenizer, stop_token_ids
 from common.models.tiny.arithmetic import ArithmeticStudent
@@ -15,6 +17,7 @@ from common.models.tiny.calculator import CalculatorStudent
 from common.models.tiny.corpus import corpus
 from common.models.tiny.recipe import (
     Recipe,
+    Watch,
     build_model,
     collate,
     conversations,
@@ -31,9 +34,12 @@ from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator
 from common.rollout.rollout import rollout, single_turn
 from common.rollout.sampling import EVALUATION_STEP, Sampling
+from common.run import tiny_model
+from common.run.tiny_model import Journal, open_journal
 from common.tasks.facts import KINDS, facts
 from common.tasks.math_tasks import DATA_FILE, Expression
 from common.tasks.task import load_tasks, select_tasks, split_tasks
+from tests.helpers import read_rows
 
 PRINTABLE = "".join(chr(code) for code in range(32, 127)) + "\n\t"
 
@@ -274,3 +280,38 @@ def test_the_search_student_is_taught_as_many_kinds_of_conversation_as_it_says()
 
 def quote_of(conversation) -> str:
     return conversation[-1]["content"].removeprefix("<think> ").partition("</think>")[0]
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_that_is_watched_is_the_same_and_has_figures(
+    tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tiny_model, "FIGURES_INTERVAL", 12)
+
+    def learned(watch: Watch) -> PreTrainedModel:
+        torch.manual_seed(0)
+        model = build_model(tokenizer)
+        data = conversations(ArithmeticStudent(), random.Random(1))
+        fine_tune(model, tokenizer, data, Recipe(steps=12, batch_size=4), watch)
+        return model
+
+    said: list[str] = []
+    directory = tmp_path / "run"
+    with open_journal(directory, wandb=False, say=said.append) as logger:
+        watched = learned(Journal(directory, logger, tokenizer))
+    assert said == []
+    plain = learned(lambda lesson: None)
+    for one, other in zip(watched.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+    rows = read_rows(directory / "metrics.jsonl")
+    losses = [row["training_step/loss"] for row in rows if "training_step/loss" in row]
+    assert len(losses) == 12
+    assert losses[0] == pytest.approx(math.log(512), rel=0.05)
+    assert rows[-1]["training_epoch/loss_mean"] == pytest.approx(sum(losses) / 12)
+    pages = {page.stem for page in (directory / "figures" / "final").glob("*.html")}
+    drawn = {"loss_landscape", "gradient_flow", "training_dynamics", "attention_pattern"}
+    assert drawn | {"embedding_trajectory"} <= pages
+    for page in drawn | {"embedding_trajectory"}:
+        text = (directory / "figures" / "final" / f"{page}.html").read_text()
+        assert "scatter3d" in text.rpartition("Plotly.newPlot(")[2], page

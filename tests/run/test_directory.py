@@ -18,6 +18,7 @@ from tests.helpers import random_model
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(TrainConfig):
     experiment: ClassVar[str] = "test"
+    default_wandb_project: ClassVar[str] = "test"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,4 @@
-"""Make a bundled model: `tiny` from nothing, each of the others from the one before it.
-
-python -m common.models.tiny.make tiny
+"""How the bundled models are made: `tiny` from nothing, each of the others from the one before it.
 
 On two cores it takes minutes, for `tiny-search` twenty.
 """
@@ -8,7 +6,6 @@ On two cores it takes minutes, for `tiny-search` twenty.
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,10 +19,9 @@ from transformers import (
 
 from common.models.tiny.arithmetic import ArithmeticStudent
 from common.models.tiny.calculator import CalculatorStudent
-from common.models.tiny.corpus import corpus
-from common.models.tiny.recipe import Recipe, build_model, conversations, fine_tune
+from common.models.tiny.recipe import Recipe, Watch, build_model, conversations, fine_tune
 from common.models.tiny.search import UNRELIABLE, lessons
-from common.models.tiny.tokenizer import END_ID, PAD_ID, build_tokenizer
+from common.models.tiny.tokenizer import END_ID, PAD_ID
 
 WEIGHTS = Path(__file__).parent / "weights"
 SEED = 1
@@ -66,51 +62,34 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) 
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def make_tiny(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def make_tiny(tokenizer: PreTrainedTokenizerFast, watch: Watch) -> PreTrainedModel:
     model = build_model(tokenizer)
-    fine_tune(
-        model,
-        tokenizer,
-        conversations(ArithmeticStudent(), random.Random(SEED)),
-        Recipe(steps=1400),
-    )
+    data = conversations(ArithmeticStudent(), random.Random(SEED))
+    fine_tune(model, tokenizer, data, Recipe(steps=1400), watch)
     return model
 
 
-def make_tiny_calculator(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def make_tiny_calculator(tokenizer: PreTrainedTokenizerFast, watch: Watch) -> PreTrainedModel:
     """The same recipe, continued: what `tiny` knows of digits is a start."""
     model = AutoModelForCausalLM.from_pretrained(WEIGHTS / "tiny", dtype=torch.float32)
-    fine_tune(
-        model, tokenizer, conversations(CalculatorStudent(), random.Random(SEED)), Recipe(steps=600)
-    )
+    data = conversations(CalculatorStudent(), random.Random(SEED))
+    fine_tune(model, tokenizer, data, Recipe(steps=600), watch)
     return model
 
 
-def make_tiny_search(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def make_tiny_search(tokenizer: PreTrainedTokenizerFast, watch: Watch) -> PreTrainedModel:
     """First the skill, which comes late and at once, then habits that are unreliable."""
     model = AutoModelForCausalLM.from_pretrained(WEIGHTS / "tiny-calculator", dtype=torch.float32)
     skill = Recipe(steps=5500, batch_tokens=2500, context_weight=0.1)
-    fine_tune(model, tokenizer, lessons(random.Random(SEED)), skill)
+    fine_tune(model, tokenizer, lessons(random.Random(SEED)), skill, watch)
     habits = Recipe(steps=150, batch_size=24, muon_lr=0.004, adamw_lr=5e-4, warmup_steps=20)
-    fine_tune(model, tokenizer, conversations(UNRELIABLE, random.Random(SEED)), habits)
+    data = conversations(UNRELIABLE, random.Random(SEED))
+    fine_tune(model, tokenizer, data, habits, watch)
     return model
 
 
-MAKERS: dict[str, Callable[[PreTrainedTokenizerFast], PreTrainedModel]] = {
+MAKERS: dict[str, Callable[[PreTrainedTokenizerFast, Watch], PreTrainedModel]] = {
     "tiny": make_tiny,
     "tiny-calculator": make_tiny_calculator,
     "tiny-search": make_tiny_search,
 }
-
-
-def main(names: list[str]) -> None:
-    for name in names:
-        if name not in MAKERS:
-            sys.exit(f"error: {name}: no bundled model; there are: {', '.join(MAKERS)}")
-        torch.manual_seed(SEED)
-        tokenizer = build_tokenizer(corpus())
-        save(MAKERS[name](tokenizer), tokenizer, name)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:] or list(MAKERS))

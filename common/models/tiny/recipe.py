@@ -62,6 +62,23 @@ class Recipe:
     max_grad_norm: float = 1.0
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """An optimizer step of fine-tuning."""
+
+    model: PreTrainedModel
+    loss: float
+    grad_norm: float
+    """Before it is clipped, which the gradients already are."""
+    learning_rate: float
+    """Muon's."""
+    token_ids: list[int]
+    """A conversation of its batch."""
+
+
+Watch = Callable[[Lesson], None]
+
+
 def build_model(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """A stock Qwen3 of 0.87 million parameters (its normalised queries and keys learn to copy)."""
     config = Qwen3Config(
@@ -86,8 +103,12 @@ def fine_tune(
     tokenizer: PreTrainedTokenizerFast,
     conversations: Iterator[Conversation],
     recipe: Recipe,
+    watch: Watch = lambda lesson: None,
 ) -> None:
-    """Teach the assistant's part of the conversations, in place; shows a progress bar."""
+    """Teach the assistant's part of the conversations, in place; shows a progress bar.
+
+    `watch` sees every optimizer step just before it is taken, with the gradients in place.
+    """
     matrices = [
         parameter
         for name, parameter in model.named_parameters()
@@ -106,8 +127,12 @@ def fine_tune(
     model.train()
     batches = grouped((encode(tokenizer, conversation) for conversation in conversations), recipe)
     for _ in track(range(recipe.steps), description="fine-tuning"):
-        weighted_loss(model, next(batches), recipe.context_weight).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        batch = next(batches)
+        loss = weighted_loss(model, batch, recipe.context_weight)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        rate = schedules[0].get_last_lr()[0]
+        watch(Lesson(model, loss.item(), norm.item(), float(rate), batch[0][0]))
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
