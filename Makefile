@@ -4,6 +4,9 @@ EXPERIMENT ?= experiment_base
 ARGS ?=
 TORCH_INDEX ?=
 
+# A file of tests stays in one process, as its tests share what they trained.
+SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadgroup
+
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
 
@@ -29,10 +32,10 @@ train: $(INSTALLED)  ## Train experiment_base on the bundled model (EXPERIMENT=.
 	@cd $(EXPERIMENT) && $(BIN)/python train.py $(ARGS)
 
 test: $(INSTALLED) lint  ## Lint, type check and run every test
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-fast: $(INSTALLED)  ## Run the tests that need no training
-	@$(BIN)/pytest -m "not slow" $(ARGS)
+	@$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 
 lint: $(INSTALLED)  ## Check format, lint and types
 	@$(BIN)/ruff format --check .

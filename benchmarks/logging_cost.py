@@ -1,6 +1,6 @@
-"""What logging costs: paired runs with W&B and TensorBoard, and without both.
+"""What logging costs: default runs, runs that log all that there is, and runs that log nothing.
 
-python -m benchmarks.logging_cost          (about seven minutes on two cores)
+python -m benchmarks.logging_cost          (about ten minutes on two cores)
 """
 
 from __future__ import annotations
@@ -19,14 +19,22 @@ from rich.console import Console
 
 from common.run.directory import REPOSITORY
 
-SILENT = ("--no-wandb", "--no-tensorboard")
+SILENT = (
+    *("--no-wandb", "--no-tensorboard"),
+    *("--log-completions-interval", "0", "--histogram-interval", "0"),
+)
+KINDS = {
+    "nothing": SILENT,
+    "default": (),
+    "all": ("--figures-interval", "10", "--log-artifacts"),
+}
 
 
 @dataclass(frozen=True)
 class CostConfig:
-    """Paired runs of the base experiment."""
+    """Runs of the base experiment."""
 
-    pairs: int = 5
+    rounds: int = 5
     """Runs of each kind, in turns."""
     steps: int = 25
     """Rollout batches of each run; W&B takes its time at the start, whatever follows."""
@@ -44,26 +52,21 @@ class Cost:
 
 def main(config: CostConfig) -> None:
     console = Console()
-    costs: dict[str, list[Cost]] = {"with": [], "without": []}
-    for number in range(config.pairs):
-        # In turns, and each kind first in every other pair, so that drift hits both alike.
-        kinds = [("with", ()), ("without", SILENT)]
-        for kind, flags in kinds if number % 2 == 0 else reversed(kinds):
-            cost = run((*flags, "--max-steps", str(config.steps)), config.threads)
+    costs: dict[str, list[Cost]] = {kind: [] for kind in KINDS}
+    for number in range(config.rounds):
+        # In turns, and in the opposite order every other time, so that drift hits all alike.
+        for kind in list(KINDS)[:: 1 if number % 2 == 0 else -1]:
+            cost = run((*KINDS[kind], "--max-steps", str(config.steps)), config.threads)
             costs[kind].append(cost)
-            console.out(
-                f"{kind:>8} logging: {cost.wall_seconds:6.2f} s, CPU {cost.cpu_seconds:6.2f} s"
-            )
+            console.out(f"{kind:>8}: {cost.wall_seconds:6.2f} s, CPU {cost.cpu_seconds:6.2f} s")
     for name in ("wall_seconds", "cpu_seconds"):
         medians = {
             kind: statistics.median(getattr(cost, name) for cost in kind_costs)
             for kind, kind_costs in costs.items()
         }
-        share = medians["with"] / medians["without"] - 1
-        console.out(
-            f"median {name}: {medians['with']:.2f} with, {medians['without']:.2f} without: "
-            f"{share:+.1%}"
-        )
+        for kind, median in medians.items():
+            share = median / medians["nothing"] - 1
+            console.out(f"median {name}, {kind}: {median:.2f} ({share:+.1%})")
 
 
 def run(flags: tuple[str, ...], threads: int) -> Cost:

@@ -1,11 +1,16 @@
-"""Shapes and types of every public tensor function are checked while the tests run."""
+"""Shapes and types of every public tensor function are checked while the tests run.
+
+Tests run side by side, so each process, and each that it starts, has one thread.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import jaxtyping
 
+os.environ["OMP_NUM_THREADS"] = "1"
 jaxtyping.install_import_hook("common", "beartype.beartype")
 
 import pytest  # noqa: E402
@@ -34,6 +39,7 @@ SMALL = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n` the tests of a file share a process, as they share its fixtures."""
     for item in items:

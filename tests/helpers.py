@@ -142,11 +142,11 @@ def run_training(
     timeout: float = 300,
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """`cd experiment && python train.py flags`, as a user would, with two threads."""
+    """`cd experiment && python train.py flags`, as a user would."""
     return subprocess.run(
         [sys.executable, "train.py", "--log-dir", str(log_dir), *flags],
         cwd=REPOSITORY / experiment,
-        env={**os.environ, "OMP_NUM_THREADS": "2", **(environment or {})},
+        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=timeout,

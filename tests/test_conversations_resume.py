@@ -1,6 +1,5 @@
 """A run over conversations that was killed and resumed is the run that nothing stopped."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -28,7 +27,6 @@ def test_a_killed_and_resumed_run_is_the_run_that_nothing_stopped(tmp_path, expe
     process = subprocess.Popen(
         [sys.executable, "train.py", *FLAGS, "--run-name", "killed", "--log-dir", str(tmp_path)],
         cwd=REPOSITORY / experiment,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60

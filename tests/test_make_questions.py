@@ -161,6 +161,7 @@ def test_documents_of_which_nothing_can_be_asked(tmp_path, text, complaint):
     assert not (tmp_path / "questions.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the Apollo report is not beside the checkout")
 def test_a_real_report_gives_hundreds_of_questions_each_answered_in_it(tmp_path):
     report = (SHARED_DATA / "apollo13_mission_report.md").read_text(encoding="utf-8")

@@ -95,7 +95,7 @@ class TestLearning:
 @pytest.mark.slow
 @pytest.mark.parametrize("control", ["random", "none"])
 def test_without_search_nothing_can_be_learned_but_a_guess(tmp_path, control):
-    flags = ("--max-steps", "3", "--eval-interval", "0", "--eval-samples", "60", "--no-wandb")
+    flags = ("--max-steps", "2", "--eval-interval", "0", "--eval-samples", "60", "--no-wandb")
     train(tmp_path, *flags, "--retriever", control, name="control")
     directory = tmp_path / EXPERIMENT / "control"
     assert max(column(directory, "eval/accuracy")) < 0.15

@@ -85,7 +85,7 @@ def start(root, *flags, **options):
     options = {"cwd": experiment, "stdout": output, "stderr": subprocess.STDOUT, **options}
     return subprocess.Popen(
         [sys.executable, experiment / "train.py", "--log-dir", str(root), *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "2", **environment(root)},
+        env={**os.environ, **environment(root)},
         **options,
     )
 

@@ -30,6 +30,8 @@ from tests.logger.compared_runs import (
     write_run,
 )
 
+pytestmark = pytest.mark.slow
+
 OTHER_RETURNS = (0.5, 1.0, 0.9)
 # The other seed is twice as slow, and writes half as much.
 OTHER_BATCHES = tuple((count, length / 2, 2 * seconds) for count, length, seconds in BATCHES)
@@ -280,7 +282,6 @@ def test_data_cannot_close_its_element():
     assert json.loads(text) == {"a": HOSTILE, "b": "<!--<script>\u2028&"}
 
 
-@pytest.mark.slow
 def test_runs_of_the_six_experiments_are_laid_over_one_another(browser, six_runs, tmp_path):
     paths = list(six_runs.values())
     write_page(tmp_path / "page.html", group_by_seed(read_runs([str(p) for p in paths])[0]))

@@ -41,6 +41,8 @@ SMALL = (
 )
 # What a server that is dead, slow or unfriendly may cost a run from start to end.
 MOST_SECONDS = 25
+# With artifacts on their way it is first asked whether the server is still there.
+MOST_SECONDS_WITH_ARTIFACTS = 35
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -254,7 +256,6 @@ def online(tmp_path_factory):
             cwd=root,
             env={
                 **os.environ,
-                "OMP_NUM_THREADS": "2",
                 "WANDB_PROJECT": "from-the-shell",
                 "WANDB_X_STATS_SAMPLING_INTERVAL": "1",
             },
@@ -375,7 +376,7 @@ def test_no_wandb_imports_no_wandb(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", code, *flags],
         cwd=REPOSITORY / "experiment_base",
-        env={**os.environ, "WANDB_API_KEY": KEY, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "WANDB_API_KEY": KEY},
         capture_output=True,
         text=True,
         check=True,
@@ -477,7 +478,7 @@ def test_a_server_that_dies_half_way_costs_little_and_no_row(misfortunes):
 
 def test_artifacts_on_the_way_to_a_server_that_dies_cost_little_and_are_kept(misfortunes):
     run = misfortunes["dies with artifacts"]
-    assert run.seconds < MOST_SECONDS
+    assert run.seconds < MOST_SECONDS_WITH_ARTIFACTS
     found = records(run.directory, "run-*")
     assert rows_of(found) == run.rows
     assert len(artifacts_of(found)) == 1 + STEPS + 1

@@ -47,7 +47,6 @@ def environment(root: Path, server: FakeWandbServer) -> dict[str, str]:
         **kept,
         "HOME": str(root),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "2",
         "WANDB_API_KEY": "0123456789abcdef" * 3,
         "WANDB_BASE_URL": server.url,
         "WANDB_DIR": str(root),

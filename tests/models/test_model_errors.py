@@ -12,23 +12,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import run_training
+from tests.helpers import complain, load_script, run_training
 
 pytestmark = pytest.mark.slow
 
 
-def complaint(tmp_path: Path, *flags: str, environment: dict[str, str] | None = None) -> str:
+def complaint(tmp_path: Path, *flags: str) -> str:
     """What a run says that must fail as a user's mistake does."""
     log_dir = tmp_path / "runs"
-    result = run_training(
-        *flags, "--no-wandb", "--max-steps", "1", log_dir=log_dir, environment=environment
-    )
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1, result.stderr
+    script = load_script("experiment_base")
+    arguments = [*flags, "--no-wandb", "--max-steps", "1", "--log-dir", str(log_dir)]
+    return checked(log_dir, *complain(script, arguments))
+
+
+def checked(log_dir: Path, exit_code: int, said: str) -> str:
+    assert exit_code == 2, said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1, said
     assert not list(log_dir.rglob("*"))
-    return result.stderr
+    return said
 
 
 @pytest.fixture
@@ -87,7 +89,11 @@ class TestAHubIdWithoutANetwork:
     def check(self, tmp_path: Path, endpoint: str) -> None:
         environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}
         start = time.monotonic()
-        message = complaint(tmp_path, *self.FLAGS, environment=environment)
+        log_dir = tmp_path / "runs"
+        flags = (*self.FLAGS, "--no-wandb")
+        result = run_training(*flags, log_dir=log_dir, environment=environment)
+        assert result.stdout == ""
+        message = checked(log_dir, result.returncode, result.stderr)
         assert time.monotonic() - start < 20
         assert "--model-name someone/no-such-model: cannot be loaded" in message
         assert "couldn't connect" in message

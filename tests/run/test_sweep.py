@@ -282,6 +282,7 @@ def drawn(
     return found
 
 
+@pytest.mark.slow
 def test_draws_are_from_the_distributions(tmp_path):
     trials = drawn(tmp_path, 40, "random")
     assert {trial["group_size"] for trial in trials} == {2, 3, 4, 5}
@@ -297,12 +298,14 @@ def test_draws_are_from_the_distributions(tmp_path):
     assert statistics.fmean(clips) == pytest.approx(0.2, abs=4 * 0.2 / math.sqrt(12 * 40))
 
 
+@pytest.mark.slow
 def test_bayes_draws_near_the_best(tmp_path):
     trials = drawn(tmp_path, 30, "bayes", only=("lr",))
     distances = [abs(math.log10(trial["lr"]) + 2) for trial in trials]
     assert statistics.fmean(distances[15:]) < statistics.fmean(distances[:10]) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "bayes"])
 def test_a_stop_between_trials_changes_no_draw(tmp_path, method):
     straight = drawn(tmp_path, 12, method, only=("lr", "group_size"))
@@ -369,6 +372,7 @@ def experiment(tmp_path, monkeypatch) -> Experiment:
     return Experiment(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_grid_is_covered_exactly_once_and_the_best_is_on_top(experiment, capsys):
     command = ["${env}", "${interpreter}", "${program}", "--max-steps=10", "${args}"]
     config = SweepConfig(experiment=experiment.directory, log_dir=experiment.runs.parent)
@@ -412,6 +416,7 @@ def test_a_grid_is_covered_exactly_once_and_the_best_is_on_top(experiment, capsy
     assert f"all 6 trials of {directory} are done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_where_the_sweep_was(experiment):
     experiment.sweep(GRID, trials=2)
     experiment.sweep(GRID)
@@ -485,6 +490,7 @@ def test_a_sweep_of_something_else_needs_another_name(experiment):
     assert [call["--run-name"] for call in experiment.calls] == ["sweep-trial-0", "second-trial-0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
@@ -508,6 +514,7 @@ def test_an_interrupted_trial_is_resumed(experiment, capsys, number, code):
     assert not any("--resume" in call for call in others)
 
 
+@pytest.mark.slow
 def test_trials_of_a_sweep_that_was_killed_are_given_out_again(tmp_path):
     """As its process ends without a word, all that is left is what the file holds."""
     for method, content in (("grid", GRID), ("random", RANDOM)):
@@ -578,11 +585,8 @@ def test_a_sweep_that_was_killed_in_a_trial_ends_as_if_it_had_not_been(tmp_path)
         *(sys.executable, "-m", "common.run.sweep", "experiment_base", "--file", str(file)),
         *("--trials", "2", "--log-dir", str(tmp_path / "runs")),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     runs = tmp_path / "runs" / "experiment_base"
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL
-    ) as process:
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as process:
         saved = runs / "tiny-trial-0" / "checkpoints" / "step_000001"
         while not saved.exists() and process.poll() is None:
             time.sleep(0.05)
@@ -593,9 +597,7 @@ def test_a_sweep_that_was_killed_in_a_trial_ends_as_if_it_had_not_been(tmp_path)
             if str(tmp_path).encode() in file.read_bytes():
                 os.kill(int(file.parent.name), signal.SIGKILL)
 
-    result = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     configs = [json.loads((runs / f"tiny-trial-{n}" / "config.json").read_text()) for n in (0, 1)]
     assert all(0.0001 <= config["lr"] <= 0.001 for config in configs)
