@@ -5,7 +5,7 @@ ARGS ?=
 TORCH_INDEX ?=
 
 # A file of tests stays in one process, as its tests share what they trained.
-SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadgroup
+SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed

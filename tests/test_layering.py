@@ -20,7 +20,7 @@ HOMES = {
     "plotly": "common/logger/",
     "wandb_workspaces": "common/logger/",
     "optuna": "common/run/",
-    "tyro": ("common/run/", "common/logger/compare/", "common/logger/figures/"),
+    "tyro": ("common/run/", "common/logger/compare/"),
     "peft": "common/models/",
     "bitsandbytes": "common/models/",
     "bm25s": "common/tools/",

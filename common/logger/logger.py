@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -90,11 +90,13 @@ class Logger:
 
     def log_gradients(self, global_step: int) -> None:
         """Record the gradients that the optimizer is about to use, if there are to be figures."""
-        if self._recorder is None:
-            return
-        if global_step == 0:
-            self._recorder.model_state(0, None)
-        self._recorder.gradients(global_step + 1)
+
+        def take(recorder: Recorder) -> None:
+            if global_step == 0:
+                recorder.embeddings(0)
+            recorder.gradients(global_step + 1)
+
+        self._record(take)
 
     def log_media(self, batch_step: int, media: Mapping[str, Media]) -> None:
         """Log what is no number: text, histograms, tables, bars."""
@@ -124,10 +126,16 @@ class Logger:
         if is_due(self._intervals.histograms, batch_step):
             self.log_media(batch_step, histograms(kept, experiences))
             self.log_media(batch_step, {"rewards/breakdown": reward_breakdown(kept)})
-        if self._recorder is not None:
-            self._recorder.task_rewards(batch_step, kept)
+
+        def take(recorder: Recorder) -> None:
+            recorder.task_rewards(batch_step, kept)
             if is_due(self._intervals.figures, batch_step):
-                self._recorder.model_state(batch_step, experiences[0].token_ids.tolist())
+                one = experiences[0]
+                first_sampled = int(one.sampled.long().argmax())
+                recorder.attention(batch_step, one.token_ids.tolist(), first_sampled)
+                recorder.embeddings(batch_step)
+
+        self._record(take)
 
     def log_samples(self, batch_step: int, groups: Sequence[Group], split: str) -> None:
         """Append the groups, whole, to `samples.jsonl`."""
@@ -156,6 +164,17 @@ class Logger:
         if self._sinks:
             with self._samples_file.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def _record(self, take: Callable[[Recorder], None]) -> None:
+        """Take snapshots, if there are to be figures; after the first that fails there are none."""
+        if self._recorder is None:
+            return
+        # Whatever is wrong with a snapshot, the training is worth more.
+        try:
+            take(self._recorder)
+        except Exception as error:  # noqa: BLE001
+            self._recorder = None
+            self.say(f"no more snapshots for figures ({type(error).__name__}: {error})")
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""

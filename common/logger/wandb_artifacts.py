@@ -9,6 +9,7 @@ What is used here of wandb 0.31 beside its public functions is in `log_without_a
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -115,11 +116,14 @@ class Artifacts:
     def _hold(self, step: int, path: Path) -> None:
         held = self._held_root / path.name
         try:
-            for file in sorted(path.rglob("*")):
-                target = held / file.relative_to(path)
-                if file.is_file() and file.name not in self._sources.left_out:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    _link_or_copy(file, target)
+            with _said_every_second(self._busy):
+                for file in sorted(path.rglob("*")):
+                    target = held / file.relative_to(path)
+                    if file.is_file() and file.name not in self._sources.left_out:
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        _link_or_copy(file, target)
+            if not held.exists():
+                raise FileNotFoundError(errno.ENOENT, "it is gone")
         except OSError as error:
             # Most likely it has been pruned in the meantime.
             shutil.rmtree(held, ignore_errors=True)
@@ -154,7 +158,8 @@ class Artifacts:
     def _log_data_file(self, path: Path) -> None:
         artifact = wandb.Artifact(artifact_name(path.name), type="dataset")
         # By way of a copy, as it is not ours and may be edited.
-        artifact.add_file(str(path), path.name)
+        with _said_every_second(self._busy):
+            artifact.add_file(str(path), path.name)
         self._run.log_artifact(artifact, aliases=["latest"])
 
     def _log_model(
@@ -163,9 +168,10 @@ class Artifacts:
         held = self._held[step]
         name = f"{self._name}-{kind}"
         artifact = wandb.Artifact(name, type="model", metadata={"step": step, **metadata})
-        for file in sorted(file for file in held.rglob("*") if file.is_file()):
-            inside = file.relative_to(held).as_posix()
-            artifact.add_file(str(file), inside, policy="immutable", skip_cache=True)
+        with _said_every_second(self._busy):
+            for file in sorted(file for file in held.rglob("*") if file.is_file()):
+                inside = file.relative_to(held).as_posix()
+                artifact.add_file(str(file), inside, policy="immutable", skip_cache=True)
         self._run.log_artifact(artifact, aliases=aliases)
 
     def _miss(self, step: int, reason: str) -> None:

@@ -63,7 +63,7 @@ class WandbSink:
         sources: ArtifactSources | None = None,
         busy: Callable[[], None] = lambda: None,
     ) -> None:
-        """`busy` is called every second while artifacts are uploaded at the end."""
+        """`busy` is called every second while artifacts are made ready and uploaded."""
         self._directory = directory
         self._identity = identity
         self._record = record

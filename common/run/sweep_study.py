@@ -59,7 +59,7 @@ class SweepStudy:
         if changed := [key for key, value in search.items() if before[key] != value]:
             raise UserError(
                 f"sweep {name}: was begun with another {' and '.join(changed)}; give --name for a "
-                f"sweep of its own, or delete {storage}"
+                "sweep of its own"
             )
         self._study.set_user_attr(_SEARCH, search)
 

@@ -63,7 +63,7 @@ class Journal:
     def __call__(self, lesson: Lesson) -> None:
         recorder = self._recorder(model=lesson.model)
         if not self._losses:
-            recorder.model_state(0, None)
+            recorder.embeddings(0)
         self._losses.append(lesson.loss)
         self._norms.append(lesson.grad_norm)
         step = len(self._losses)
@@ -76,7 +76,8 @@ class Journal:
             loss, norm = map(statistics.fmean, latest)
             means = {"training_epoch/loss_mean": loss, "training_epoch/grad_norm_mean": norm}
             self._logger.log_batch(step, means)
-            recorder.model_state(step, lesson.token_ids)
+            recorder.attention(step, lesson.token_ids, 0)
+            recorder.embeddings(step)
 
 
 def open_journal(directory: Path, wandb: bool, say: Callable[[str], None]) -> Logger:

@@ -72,3 +72,13 @@ def write_run(
     lines = (json.dumps(row) + "\n" for row in rows)
     (path / "metrics.jsonl").write_text("".join(lines))
     return path
+
+
+# What the page draws: each metric with its lines.
+TRACES = """
+return [...document.querySelectorAll("#curves figure")].map((figure) => [
+  figure.dataset.metric,
+  figure.querySelector(".chart").data.map(
+    ({ x, y, meta, name, line }) => ({ x: [...x], y: [...y], meta, name, color: line.color })),
+]);
+"""

@@ -19,12 +19,12 @@ from common.logger.compare.groups import group_by_seed
 from common.logger.compare.page import as_script_data
 from common.logger.compare.runs import read_runs
 from tests.browser import errors, offline_browser, open_page
-from tests.helpers import read_rows
 from tests.logger.compared_runs import (
     BATCHES,
     RETURNS,
     SECONDS,
     TOKENS,
+    TRACES,
     batch_rows,
     whole_run,
     write_run,
@@ -42,13 +42,6 @@ HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror=window.
 HOSTILE_NAME = '<b onclick="window.hacked=3">%{y}&lt;'
 HOSTILE_METRIC = "eval/<i>%{x}</i>"
 
-TRACES = """
-return [...document.querySelectorAll("#curves figure")].map((figure) => [
-  figure.dataset.metric,
-  figure.querySelector(".chart").data.map(
-    ({ x, y, meta, name, line }) => ({ x: [...x], y: [...y], meta, name, color: line.color })),
-]);
-"""
 SETTLED = """
 const done = arguments[0];
 requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50)));
@@ -280,27 +273,3 @@ def test_data_cannot_close_its_element():
     text = as_script_data({"a": HOSTILE, "b": "<!--<script>\u2028&"})
     assert not set("<>&") & set(text)
     assert json.loads(text) == {"a": HOSTILE, "b": "<!--<script>\u2028&"}
-
-
-def test_runs_of_the_six_experiments_are_laid_over_one_another(browser, six_runs, tmp_path):
-    paths = list(six_runs.values())
-    write_page(tmp_path / "page.html", group_by_seed(read_runs([str(p) for p in paths])[0]))
-    open_page(browser, tmp_path / "page.html")
-    drawn = dict(browser.execute_script(TRACES))
-    assert list(drawn) == list(FIRST)
-    rows = [read_rows(path / "metrics.jsonl") for path in paths]
-    for metric in FIRST:
-        expected = [[row[metric] for row in of_run if metric in row] for of_run in rows]
-        curves = [values for values in expected if values]
-        assert len(drawn[metric]) == len(curves)
-        for trace, values in zip(drawn[metric], curves, strict=True):
-            assert trace["y"] == pytest.approx(values, rel=1e-5)
-    assert len(drawn["rollouts/returns_mean"]) == 6
-    # Without a reference there is no KL.
-    assert len(drawn["rollouts/kl_mean"]) == 5
-    links = browser.find_elements(By.CSS_SELECTOR, "#results .links a")
-    assert len(links) >= 12
-    assert all(
-        (tmp_path / unquote(str(link.get_dom_attribute("href")))).is_file() for link in links
-    )
-    assert errors(browser) == []

@@ -23,7 +23,7 @@ class Attention:
     head: int
     tokens: list[str]
     weights: list[list[float]]
-    """A row per query, a column per key; each row sums to 1."""
+    """A row per query, a column per key. A query may look at what was before these tokens, too."""
 
 
 @dataclass(frozen=True)

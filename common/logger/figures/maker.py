@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from common.logger.figures.of_metrics import (
 from common.logger.figures.of_model import attention_pattern, embedding_trajectory, gradient_flow
 from common.logger.media import Media, Scene
 from common.logger.sinks import Row, Sink
-from common.run.files import new_rows
+from common.run.files import new_rows, replace_text
 
 Draw = Callable[[History], go.Figure]
 
@@ -54,6 +55,8 @@ class FigureMaker:
     ) -> None:
         snapshots.touch()
         self._pages = directory / "figures"
+        # Of a run that had ended, and now goes on.
+        shutil.rmtree(self._pages / FINAL, ignore_errors=True)
         self._snapshots = snapshots.open("rb")
         self._history = history
         self._sinks = sinks
@@ -92,12 +95,11 @@ class FigureMaker:
             try:
                 figure = draw(self._history)
                 write_page(figure, page_of(folder, name))
-            except Exception as error:  # noqa: BLE001
-                self._report(name, error)
-            else:
                 scene = Scene(figure.to_plotly_json())
                 for sink in self._sinks:
                     sink.log_media(f"{prefix}{name}", scene, self._history.batch_step)
+            except Exception as error:  # noqa: BLE001
+                self._report(name, error)
 
     def _report(self, name: str, error: Exception) -> None:
         if name not in self._failed:
@@ -117,7 +119,7 @@ def write_page(figure: go.Figure, page: Path) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     script = scripts / "plotly.min.js"
     if not script.exists():
-        script.write_text(get_plotlyjs(), encoding="utf-8")
+        replace_text(script, get_plotlyjs())
     text = figure.to_html(
         include_plotlyjs="../plotly.min.js" if final else "plotly.min.js",
         config={"displaylogo": False, "responsive": True},

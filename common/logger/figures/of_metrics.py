@@ -40,7 +40,7 @@ def loss_landscape(history: History) -> go.Figure:
     if np.ptp(points[:, 1]) == 0:
         return plane(
             title,
-            f"The learning rate was {points[0, 1]:g} throughout: what is left is the loss.",
+            f"The learning rate was {points[0, 1]:g} in all these steps: what is left is the loss.",
             ("optimizer step", "loss"),
             [curve(points[:, [0, 2]], "loss"), curve(smooth[:, [0, 2]], f"mean of {WINDOW}")],
         )
@@ -157,7 +157,7 @@ def reward_surface(history: History) -> go.Figure:
     rows, columns = np.nonzero(count)
     return scene(
         title,
-        f"{len(by_ease)} tasks in {bands} bands, from hard to easy over the whole run.",
+        f"{len(by_ease)} tasks in {bands} bands, from hard to easy over these batches.",
         ("batch", "band of tasks", "mean return"),
         [
             go.Surface(

@@ -25,8 +25,8 @@ PROBES = (
     "The answer is 5.",
     "I do not know.",
 )
-# A picture of more tokens shows nothing.
-MOST_TOKENS = 64
+# A picture of more tokens shows nothing, and of more context memory would run out.
+MOST_TOKENS, MOST_CONTEXT = 64, 512
 
 
 class Recorder:
@@ -58,23 +58,24 @@ class Recorder:
         }
         self._append("task_rewards", {"batch_step": batch_step, "means": means})
 
-    def model_state(self, batch_step: int, token_ids: Sequence[int] | None) -> None:
-        """The embeddings of the probe texts, and the attention over a sequence, if one is given.
+    def attention(self, batch_step: int, token_ids: Sequence[int], first_sampled: int) -> None:
+        """The attention in a sequence around the first token that was sampled."""
+        end = first_sampled + MOST_TOKENS // 2
+        ids = list(token_ids[max(0, end - MOST_CONTEXT) : end])
+        weights = attention_weights(self._model, ids, self._layer, self._head)
+        if weights is None:
+            return
+        fields = {
+            "batch_step": batch_step,
+            "layer": self._layer,
+            "head": self._head,
+            "tokens": [self._tokenizer.decode([token_id]) for token_id in ids[-MOST_TOKENS:]],
+            "weights": _rounded(weights[-MOST_TOKENS:, -MOST_TOKENS:]),
+        }
+        self._append("attention", fields)
 
-        Whoever follows the file makes figures when it finds these.
-        """
-        if token_ids is not None:
-            ids = list(token_ids)[:MOST_TOKENS]
-            weights = attention_weights(self._model, ids, self._layer, self._head)
-            if weights is not None:
-                fields = {
-                    "batch_step": batch_step,
-                    "layer": self._layer,
-                    "head": self._head,
-                    "tokens": [self._tokenizer.decode([token_id]) for token_id in ids],
-                    "weights": _rounded(weights),
-                }
-                self._append("attention", fields)
+    def embeddings(self, batch_step: int) -> None:
+        """Those of the probe texts. Whoever follows the file makes figures when it finds them."""
         vectors = embeddings(self._model, self._tokenizer, PROBES)
         fields = {"batch_step": batch_step, "texts": list(PROBES), "vectors": _rounded(vectors)}
         self._append("embeddings", fields)
@@ -123,7 +124,8 @@ def embeddings(
 def attention_weights(
     model: transformers.PreTrainedModel, token_ids: Sequence[int], layer: int, head: int
 ) -> Tensor | None:
-    """The weights (query, key) of one head of one layer; None for a model that gives none.
+    """The weights (query, key) of one head of one layer; None for a model of which not every layer
+    gives some.
 
     Only the plain implementation gives them; the model's own is put back.
     """
@@ -134,7 +136,10 @@ def attention_weights(
         output = model(input_ids=inputs, use_cache=False, output_attentions=True)
     finally:
         model.set_attn_implementation(own)
-    return output.attentions[layer][0, head].float().cpu() if output.attentions else None
+    given = output.attentions or ()
+    if len(given) != model.config.get_text_config().num_hidden_layers:
+        return None
+    return given[layer][0, head].float().cpu()
 
 
 def _rounded(values: Tensor) -> list[list[float]]:

@@ -110,7 +110,7 @@ def test_the_loss_landscape_has_the_rate_where_it_changed_and_a_curve_where_not(
     assert path["y"] == [1e-4, 2e-4, 4e-4]
     np.testing.assert_allclose(path["z"], [1, 3 / 4, 11 / 18], rtol=1e-4)
     flat = loss_landscape(history_of([], [{**step, "learning_rate": 2e-4} for step in steps]))
-    assert "learning rate was 0.0002 throughout" in sentence_of(flat)
+    assert "learning rate was 0.0002 in all these steps" in sentence_of(flat)
     assert traces_of(flat)[0]["y"] == [1, 0.5, 0.33333]
 
 

@@ -89,6 +89,6 @@ def test_a_constant_learning_rate_leaves_a_curve(browser: Chrome, tmp_path: Path
     page = page_of(tmp_path / "final", "3d/loss_landscape")
     write_page(FIGURES["3d/loss_landscape"](history), page)
     open_page(browser, page)
-    assert "0.001 throughout" in browser.find_element("css selector", "body").text
+    assert "0.001 in all these steps" in browser.find_element("css selector", "body").text
     assert wait_for_colour(browser) > 100
     assert errors(browser) == []

@@ -1,12 +1,20 @@
 """Snapshots of a model against the same by hand, in several architectures."""
 
+import io
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from rich.console import Console
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    PreTrainedModel,
+)
 
 from common.logger.figures.history import History
 from common.logger.figures.recorder import (
@@ -17,6 +25,8 @@ from common.logger.figures.recorder import (
     layer_norms,
     layer_of,
 )
+from common.logger.logger import Logger
+from common.logger.sinks import JsonlSink
 from tests.small_models import ARCHITECTURES, save_model
 
 
@@ -79,14 +89,51 @@ def test_what_is_recorded_is_what_figures_are_made_from(tmp_path: Path):
     recorder = Recorder(tmp_path / "snapshots.jsonl", model, tokenizer, layer=-1, head=0)
     model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
     recorder.gradients(1)
-    recorder.model_state(4, tokenizer.encode("What is 1 plus 2?") * 20)
+    ids = tokenizer.encode("What is 1 plus 2?") * 20
+    recorder.attention(4, ids, first_sampled=90)
+    recorder.embeddings(4)
     history = History()
     for line in (tmp_path / "snapshots.jsonl").read_text().splitlines():
         history.add_snapshot(json.loads(line))
     assert history.gradients[0] == (1, layer_norms(model))
     attention = history.attention
     assert attention is not None
-    assert len(attention.tokens) == 64
+    assert attention.tokens == [tokenizer.decode([token]) for token in ids[90 - 32 : 90 + 32]]
+    whole = attention_weights(model, ids[: 90 + 32], 1, 0)
+    assert whole is not None
+    torch.testing.assert_close(
+        torch.tensor(attention.weights), whole[-64:, -64:], atol=1e-6, rtol=1e-3
+    )
     assert (attention.batch_step, attention.layer) == (4, model.config.num_hidden_layers - 1)
     assert history.embeddings[0].texts == list(PROBES)
     assert len(history.embeddings[0].vectors[0]) == model.config.hidden_size
+
+
+def test_a_model_of_which_not_every_layer_attends_has_no_picture():
+    config = Lfm2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        full_attn_idxs=[1],
+    )
+    model = Lfm2ForCausalLM(config).eval()
+    assert attention_weights(model, [1, 2, 3], layer=2, head=0) is None
+
+
+def test_a_snapshot_that_fails_is_said_once_and_the_training_goes_on(tmp_path: Path):
+    class Broken(Recorder):
+        def __init__(self) -> None: ...
+
+        def embeddings(self, batch_step: int) -> None:
+            raise RuntimeError("no such thing")
+
+    console = Console(file=io.StringIO())
+    sinks = [JsonlSink(tmp_path / "metrics.jsonl")]
+    with Logger(sinks, console, tmp_path / "samples.jsonl", recorder=Broken()) as logger:
+        logger.log_gradients(0)
+        logger.log_gradients(1)
+    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert said == "no more snapshots for figures (RuntimeError: no such thing)\n"
