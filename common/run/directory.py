@@ -129,8 +129,8 @@ def open_run(config: TrainConfig, say: Callable[[str], None], num_processes: int
     cannot be resumed with these flags.
     """
     directory = find_run(config) if config.resume else _new_directory(config)
-    _check_writable(directory.path, f"--log-dir {_root(config)}")
-    _check_writable(directory.checkpoints, f"--checkpoint-path {config.checkpoint_path}")
+    check_writable(directory.path, f"--log-dir {_root(config)}")
+    check_writable(directory.checkpoints, f"--checkpoint-path {config.checkpoint_path}")
     checkpoints = Checkpoints(directory.checkpoints, config.keep_checkpoints)
     if not config.resume:
         return Run(directory, checkpoints, None, False)
@@ -263,7 +263,7 @@ def _free_name(parent: Path, config: TrainConfig) -> str:
     return next(name for name in names if not os.path.exists(parent / name))
 
 
-def _check_writable(path: Path, flag: str) -> None:
+def check_writable(path: Path, flag: str) -> None:
     """Raise `UserError` unless `path` could be made, or be written to if it is there."""
     existing = next(above for above in (path, *path.parents) if os.path.exists(above))
     probe = existing / f".writable-{os.getpid()}"

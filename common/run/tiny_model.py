@@ -25,7 +25,7 @@ from common.models.tiny.make import MAKERS, SEED, save
 from common.models.tiny.recipe import Lesson
 from common.models.tiny.tokenizer import build_tokenizer
 from common.run.command import run_command
-from common.run.directory import REPOSITORY
+from common.run.directory import REPOSITORY, check_writable
 from common.run.files import SNAPSHOTS
 
 PROJECT = "tiny_models"
@@ -99,6 +99,7 @@ def open_journal(directory: Path, wandb: bool, say: Callable[[str], None]) -> Lo
 
 def main(config: TinyModelConfig) -> None:
     console = Console()
+    check_writable(config.log_dir.absolute(), f"--log-dir {config.log_dir}")
     for name in config.models:
         torch.manual_seed(SEED)
         tokenizer = build_tokenizer(corpus())

@@ -16,6 +16,7 @@ from common.logger.figures.maker import FIGURES, page_of, write_page
 from common.logger.figures.recorder import PROBES
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS
 from common.run.command import run_command
+from common.run.directory import check_writable
 
 BATCHES, STEPS_PER_BATCH, LAYERS, TASKS, WIDTH = 60, 2, 6, 40, 32
 _RUBRIC = ("brief", "shows_its_steps", "has_one_answer")
@@ -94,6 +95,7 @@ def _made_up_attention(rng: np.random.Generator) -> dict[str, object]:
 
 
 def main(config: DemoConfig) -> None:
+    check_writable(config.directory.absolute(), f"--directory {config.directory}")
     history = made_up_history()
     console = Console()
     for name, draw in FIGURES.items():

@@ -8,8 +8,10 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from common.errors import UserError
 from common.logger.figures import maker
-from common.logger.figures.demo import made_up_history
+from common.logger.figures.demo import DemoConfig, made_up_history
+from common.logger.figures.demo import main as make_demo
 from common.logger.figures.drawing import interpolated, label, plain, sliding_mean
 from common.logger.figures.history import History
 from common.logger.figures.maker import FIGURES, FigureMaker
@@ -267,6 +269,12 @@ def test_figures_are_made_when_there_are_embeddings_and_at_the_end(tmp_path: Pat
     pages = {path.name for path in (tmp_path / "figures").glob("*.html")}
     assert len(pages) == len(FIGURES)
     assert pages == {path.name for path in (tmp_path / "figures" / "final").glob("*.html")}
+
+
+def test_a_place_where_nothing_can_be_written_is_a_mistake_in_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--directory .*/file/demo: cannot write there"):
+        make_demo(DemoConfig(tmp_path / "file" / "demo"))
 
 
 def test_a_run_that_failed_has_no_final_figures(tmp_path: Path):
