@@ -51,6 +51,7 @@ def begun(configure, model, tokenizer):
         start_run(run, config, model)
         run.directory.metrics_file.write_bytes(2 * ROW)
         run.directory.samples_file.write_bytes(ROW)
+        run.directory.snapshots_file.write_bytes(ROW)
         threads = torch.get_num_threads()
         state = {"lengths": run.directory.lengths(), "num_threads": threads, "random": [{}]}
         run.checkpoints.save(2, model, tokenizer, state)
@@ -135,6 +136,20 @@ def test_lost_rows_are_not_made_up(configure, begun, model):
     with pytest.raises(UserError, match=r"metrics\.jsonl has lost rows \(9 bytes, 18"):
         start_run(open_run(config, lambda text: None), config, model)
     assert run.directory.metrics_file.read_bytes() == ROW
+
+
+def test_snapshots_may_be_lost_and_later_ones_are_cut(configure, begun, model):
+    run = begun(run_name="one")
+    run.directory.snapshots_file.unlink()
+    config = configure(run_name="one", resume=True)
+    start_run(open_run(config, lambda text: None), config, model)
+    assert not run.directory.snapshots_file.exists()
+
+    run = begun(run_name="two")
+    run.directory.snapshots_file.write_bytes(2 * ROW)
+    config = configure(run_name="two", resume=True)
+    start_run(open_run(config, lambda text: None), config, model)
+    assert run.directory.snapshots_file.read_bytes() == ROW
 
 
 def test_without_a_name_the_run_begun_last_is_resumed(configure, begun):
