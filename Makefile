@@ -47,22 +47,22 @@ oracle: $(INSTALLED)  ## Check our losses against TRL's own (installs TRL)
 	@$(BIN)/pytest tests/test_trl_oracle.py
 
 tiny-model: $(INSTALLED)  ## Make the bundled models from nothing (MODEL=tiny for one, WANDB=1 to log it there)
-	@$(BIN)/python -m common.run.tiny_model $(MODEL) $(if $(WANDB),--wandb) $(ARGS)
+	@$(BIN)/python -m common.training.tiny_model $(MODEL) $(if $(WANDB),--wandb) $(ARGS)
 
 reproduce: $(INSTALLED)  ## Run the seeds behind the table of EXPERIMENT's README
 	@$(BIN)/python -m benchmarks.reproduce $(EXPERIMENT) $(ARGS)
 
 sweep: $(INSTALLED)  ## Search the flags in EXPERIMENT's sweep.yaml (ARGS="--trials 20"); again to resume
-	@$(BIN)/python -m common.run.sweep $(EXPERIMENT) $(ARGS)
+	@$(BIN)/python -m common.sweep $(EXPERIMENT) $(ARGS)
 
 compare: $(INSTALLED)  ## Compare runs in a table and a page: RUNS="runs/*/*"
-	@$(BIN)/python -m common.logger.compare $(RUNS) $(ARGS)
+	@$(BIN)/python -m common.views.compare $(RUNS) $(ARGS)
 
 chat: $(INSTALLED)  ## Ask a model: RUN=<run directory or model name>, Q="12+5-3" for one question
-	@$(BIN)/python -m common.run.chat $(if $(RUN),--model $(RUN)) $(if $(Q),--question "$(Q)")
+	@$(BIN)/python -m common.views.chat $(if $(RUN),--model $(RUN)) $(if $(Q),--question "$(Q)")
 
 samples: $(INSTALLED)  ## Read what a run sampled: RUN=<run directory> ARGS="--step 25 --max-reward 0"
-	@$(BIN)/python -m common.run.samples $(RUN) $(ARGS)
+	@$(BIN)/python -m common.views.samples $(RUN) $(ARGS)
 
 merge-lora: $(INSTALLED)  ## Write a LoRA run's model as a whole one: RUN=<run directory or checkpoint>
 	@$(BIN)/python -m common.models.merge_lora $(RUN)

@@ -22,7 +22,7 @@ from rich.console import Console
 from benchmarks.rows import column
 from common.models.load import load_tokenizer
 from common.models.tiny.tokenizer import END_ID, PAD_ID
-from common.run.directory import REPOSITORY
+from common.repository import REPOSITORY
 from common.run.files import read_rows
 
 EXPERIMENT = REPOSITORY / "experiment_accelerate_ddp"

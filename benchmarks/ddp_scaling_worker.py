@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from common.run.distributed import AcceleratedRanks
+from common.training.distributed import AcceleratedRanks
 
 seconds = 0.0
 

@@ -37,6 +37,7 @@ from common.algo.ratio import token_log_ratio
 from common.models.load import ModelOptions, load_policy, load_tokenizer, stop_token_ids
 from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import experiences_from, micro_batches, totals_of
+from common.repository import REPOSITORY
 from common.rewards.answers import is_correct
 from common.rewards.reward import build_rewards, text_rewards
 from common.rollout.chat import ChatFormat
@@ -44,7 +45,6 @@ from common.rollout.generate import LocalGenerator
 from common.rollout.rollout import rollout, single_turn, with_advantages
 from common.rollout.sampling import Sampling
 from common.rollout.trajectory import Group
-from common.run.directory import REPOSITORY
 from common.run.files import read_rows
 from common.tasks.math_tasks import distinct_expressions
 

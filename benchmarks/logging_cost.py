@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import tyro
 from rich.console import Console
 
-from common.run.directory import REPOSITORY
+from common.repository import REPOSITORY
 
 SILENT = (
     *("--no-wandb", "--no-tensorboard"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import tyro
 from rich.console import Console
 
-from common.run.directory import REPOSITORY
+from common.repository import REPOSITORY
 from common.run.files import read_rows
 
 # Two-sided 95 % quantile of the normal distribution.

@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from common.errors import UserError
-from common.run.directory import REPOSITORY
+from common.repository import REPOSITORY
 from common.run.files import read_rows
 
 EXPERIMENT = REPOSITORY / "experiment_accelerate_ddp"

@@ -28,9 +28,8 @@ from common.algo.aggregation import BatchTotals
 from common.algo.grpo import grpo
 from common.algo.kl import kl_divergence_k3
 from common.algo.objective import Objective
+from common.flags.train_config import TrainConfig, resolve_defaults
 from common.logger.metrics import RunStatistics, StepSums, batch_metrics, epoch_metrics
-from common.logger.open import open_logger
-from common.logger.summary import before_and_after
 from common.logger.timer import Timer
 from common.models.load import is_bundled, load_tokenizer
 from common.replay_buffer import (
@@ -44,24 +43,25 @@ from common.rewards.answers import is_correct
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Interrupted
 from common.rollout.rollout import with_advantages
-from common.run.collect import Collector, check_lengths
-from common.run.command_line import run_script
-from common.run.config import TrainConfig, resolve_defaults
 from common.run.directory import start_run
-from common.run.distributed import (
+from common.training.collector import Collector, check_lengths
+from common.training.command_line import run_script
+from common.training.distributed import (
     AcceleratedRanks,
     ddp_metrics,
     make_accelerator,
     open_run_together,
     split_micro_batches,
 )
-from common.run.interruption import Interruption
-from common.run.learner import load_models
-from common.run.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
-from common.run.rewards import load_rewards
-from common.run.seeding import seed_everything, stream
-from common.run.tasks import is_evaluation_step, load_task_split
-from common.run.training_state import TrainingState
+from common.training.interruption import Interruption
+from common.training.models_of_a_run import load_models
+from common.training.open_logger import open_logger
+from common.training.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
+from common.training.scoring import load_rewards
+from common.training.seeding import seed_everything, stream
+from common.training.state import TrainingState
+from common.training.task_order import is_evaluation_step, load_task_split
+from common.views.summary import before_and_after
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from common.algo.aggregation import constant_length_mean
 from common.algo.clip import clipped_surrogate
 from common.algo.objective import Objective
 from common.algo.ratio import token_log_ratio
+from common.flags.train_config import TrainConfig
 from common.logger.metrics import Metrics
 from common.rollout.trajectory import Group
-from common.run.config import TrainConfig
 
 
 def dr_grpo(config: TrainConfig) -> Objective:

@@ -23,8 +23,8 @@ from pathlib import Path
 if importlib.util.find_spec("common") is None:
     sys.exit("`common` is not installed: run make setup, then source .venv/bin/activate")
 
+from common.command import run_command
 from common.errors import UserError
-from common.run.command import run_command
 from common.tools.passages import read_documents, sections, sentences
 from common.tools.search import Retriever, open_retriever
 

@@ -12,20 +12,20 @@ from typing import ClassVar
 import transformers
 
 from common.errors import UserError
+from common.flags import train_config as shared
+from common.flags.train_config import UNRESOLVED
 from common.own_code import code_of_the_user, import_function
 from common.rewards.answers import is_tagged
 from common.rewards.question_answering import answer_f1, is_exact_match
 from common.rewards.reward import RewardFunction
 from common.rewards.tool_use import tool_call_format
 from common.rewards.transcript import Transcript
-from common.run import config as shared
-from common.run.config import UNRESOLVED
-from common.run.multi_turn import MultiTurnConfig
 from common.tasks.search_tasks import DOCUMENTS, QUESTIONS
 from common.tasks.task import Task
 from common.tools.passages import Passage
 from common.tools.search import Retriever, open_retriever, search_tools
 from common.tools.toolbox import ToolFunction
+from common.training.conversations import MultiTurnConfig
 
 BUNDLED_DEFAULTS = {
     **shared.BUNDLED_DEFAULTS,

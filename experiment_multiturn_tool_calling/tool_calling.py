@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from common.flags import train_config as shared
 from common.rewards.answers import is_correct, is_tagged
 from common.rewards.reward import RewardFunction
 from common.rewards.tool_use import tool_call_format, tool_execution
 from common.rewards.transcript import Transcript
-from common.run import config as shared
 from common.tasks.task import Task
 from common.tools.calculator import calculate
 from common.tools.toolbox import ToolFunction

@@ -26,11 +26,11 @@ from tool_calling import BUNDLED_DEFAULTS, MODEL_DEFAULTS, TOOL_REWARDS, TOOLS
 from common.algo.grpo import grpo
 from common.algo.kl import kl_divergence_k3
 from common.algo.objective import Objective
+from common.flags.train_config import resolve_defaults
 from common.logger.metrics import RunStatistics, StepSums, batch_metrics, epoch_metrics
-from common.logger.open import open_logger
-from common.logger.summary import before_and_after
 from common.logger.timer import Timer
 from common.logger.tool_metrics import conversation_metrics, tool_evaluation_metrics
+from common.models.device import resolve_device
 from common.models.load import is_bundled, load_tokenizer
 from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import (
@@ -44,20 +44,20 @@ from common.replay_buffer import (
 from common.rewards.answers import is_correct
 from common.rollout.generate import Interrupted
 from common.rollout.rollout import with_advantages
-from common.run.collect import Collector, check_lengths
-from common.run.command_line import run_script
-from common.run.config import resolve_defaults
-from common.run.device import resolve_device
 from common.run.directory import open_run, start_run
-from common.run.interruption import Interruption
-from common.run.learner import load_models
-from common.run.multi_turn import MultiTurnConfig, converse_with_tools, load_tool_chat
-from common.run.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
-from common.run.rewards import load_rewards
-from common.run.seeding import seed_everything, stream
-from common.run.tasks import is_evaluation_step, load_task_split
-from common.run.training_state import TrainingState
 from common.tasks.calculator_tasks import DATA_FILE
+from common.training.collector import Collector, check_lengths
+from common.training.command_line import run_script
+from common.training.conversations import MultiTurnConfig, converse_with_tools, load_tool_chat
+from common.training.interruption import Interruption
+from common.training.models_of_a_run import load_models
+from common.training.open_logger import open_logger
+from common.training.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
+from common.training.scoring import load_rewards
+from common.training.seeding import seed_everything, stream
+from common.training.state import TrainingState
+from common.training.task_order import is_evaluation_step, load_task_split
+from common.views.summary import before_and_after
 
 
 @dataclass(frozen=True, kw_only=True)

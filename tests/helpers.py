@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from common.replay_buffer import Experience
 from common.rollout.generate import Completion, Request
 from common.rollout.sampling import Sampling
-from common.run.command_line import run_script
+from common.training.command_line import run_script
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

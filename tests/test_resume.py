@@ -248,7 +248,7 @@ def test_a_second_signal_stops_at_once_in_the_middle_of_an_operation(root):
     script = root / "second_signal.py"
     script.write_text(
         "import ctypes, sys\n"
-        "from common.run.interruption import Interruption\n"
+        "from common.training.interruption import Interruption\n"
         "with Interruption(lambda text: sys.stdout.write(text) and sys.stdout.flush()):\n"
         "    sys.stdout.write('ready ')\n"
         "    sys.stdout.flush()\n"

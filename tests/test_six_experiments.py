@@ -10,15 +10,15 @@ import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
-from common.logger.compare.__main__ import write_page
-from common.logger.compare.charts import FIRST
-from common.logger.compare.groups import group_by_seed
-from common.logger.compare.runs import read_runs
-from common.logger.figures.maker import FIGURES, FINAL, page_of
+from common.views.compare.__main__ import write_page
+from common.views.compare.charts import FIRST
+from common.views.compare.groups import group_by_seed
+from common.views.compare.runs import read_runs
+from common.views.figures.maker import FIGURES, FINAL, page_of
 from tests.browser import errors, offline_browser, open_page
 from tests.helpers import REPOSITORY, read_rows, run_training
-from tests.logger.compared_runs import TRACES
 from tests.test_metrics_page import documented
+from tests.views.compared_runs import TRACES
 
 pytestmark = pytest.mark.slow
 

@@ -128,7 +128,7 @@ class TestLearning:
     @staticmethod
     def samples(*arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "common.run.samples", *map(str, arguments)],
+            [sys.executable, "-m", "common.views.samples", *map(str, arguments)],
             cwd=REPOSITORY,
             env={"COLUMNS": "200", "HOME": "/nonexistent"},
             capture_output=True,

@@ -265,7 +265,7 @@ def silent_generator(model, stop_ids, *arguments, **options):
 
 @pytest.mark.slow
 def test_a_step_of_empty_completions_is_a_normal_step(script, tmp_path, monkeypatch):
-    monkeypatch.setattr("common.run.collect.LocalGenerator", silent_generator)
+    monkeypatch.setattr("common.training.collector.LocalGenerator", silent_generator)
     flags = ("--run-name", "empty", "--max-steps", "2", "--log-dir", str(tmp_path))
     assert complain(script, [*SMALL, *flags]) == (0, "")
     directory = tmp_path / "experiment_base" / "empty"

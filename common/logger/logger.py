@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from common.logger.figures.recorder import Recorder
 from common.logger.health import Health
 from common.logger.media import Media
-from common.logger.printable import printable
+from common.logger.recorder import Recorder
 from common.logger.rollout_media import as_text, generations, histograms, reward_breakdown
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Sink
+from common.printable import printable
 from common.replay_buffer import Experience
 from common.rollout.trajectory import Group, Rollout
 

@@ -27,7 +27,7 @@ from common.logger.sinks import BATCH_AXIS, Sink
 from common.run.files import SNAPSHOTS, new_rows
 
 if TYPE_CHECKING:
-    from common.logger.figures.maker import FigureMaker
+    from common.views.figures.maker import FigureMaker
 
 POLL_SECONDS = 0.2
 # Beside a run's files: who is in charge of showing them. One mirror at a time holds a lock on it.
@@ -115,8 +115,8 @@ def open_figures(
 ) -> FigureMaker | None:
     if order.figures is None:
         return None
-    from common.logger.figures.history import History
-    from common.logger.figures.maker import FigureMaker
+    from common.views.figures.history import History
+    from common.views.figures.maker import FigureMaker
 
     history, say = History(**order.figures), partial(tell, out, SAYS)
     snapshots = directory / SNAPSHOTS

@@ -20,11 +20,10 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.flags.train_config import TrainConfig
+from common.repository import REPOSITORY
 from common.run.checkpoint import Checkpoint, Checkpoints
-from common.run.config import TrainConfig
 from common.run.files import SNAPSHOTS, replace_text, sync
-
-REPOSITORY = Path(__file__).parents[2]
 
 _LIBRARIES = ("accelerate", "numpy", "torch", "transformers", "wandb")
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
+from common.repository import DATA
 from common.tasks.math_tasks import write_tasks
 from common.tasks.task import Task, is_held_out
 
-DATA_FILE = Path(__file__).parents[2] / "data" / "calculator_tasks.jsonl"
+DATA_FILE = DATA / "calculator_tasks.jsonl"
 
 _TRAIN_TASKS, _HELD_OUT_TASKS = 3600, 600
 _WORDS = {"+": "plus", "*": "times"}

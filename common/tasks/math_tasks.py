@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.repository import DATA
 from common.tasks.task import Task, is_held_out
 
-DATA_FILE = Path(__file__).parents[2] / "data" / "math_tasks.jsonl"
+DATA_FILE = DATA / "math_tasks.jsonl"
 
 # (rows, rows held out, terms, digits): most are within reach of the bundled model (at most 4 terms
 # of 1 digit); the rest is for larger models and longer answers.

@@ -12,12 +12,12 @@ import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from common.repository import DATA
 from common.tasks.facts import Fact, facts
 from common.tasks.task import Task
 
-SEARCH_DATA = Path(__file__).parents[2] / "data" / "search"
+SEARCH_DATA = DATA / "search"
 DOCUMENTS = SEARCH_DATA / "documents"
 QUESTIONS = SEARCH_DATA / "questions.jsonl"
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 import common.models.log_probs
-import common.run.learner
+import common.training.models_of_a_run
 from common.algo.grpo import grpo
 from common.algo.objective import Objective
 from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import Experience, totals_of
-from common.run.command_line import run_script
+from common.training.command_line import run_script
 from tests.helpers import REPOSITORY, random_experiences, random_model
 from tests.variants import VARIANTS
 
@@ -106,7 +106,7 @@ def gradients(output: Path) -> None:
 def float64_run() -> None:
     """A whole run, its models in float64."""
     for module, name in (
-        (common.run.learner, "load_policy"),
+        (common.training.models_of_a_run, "load_policy"),
         (common.models.log_probs, "load_reference"),
     ):
         load = getattr(module, name)

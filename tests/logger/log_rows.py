@@ -13,12 +13,13 @@ from typing import ClassVar
 
 from rich.console import Console
 
+from common.flags.parsing import parse_config
+from common.flags.train_config import TrainConfig
 from common.logger import mirror_sink
 from common.logger.media import Bars, Histogram, Table
-from common.logger.open import open_logger
 from common.run.checkpoint import MANIFEST, STATE
-from common.run.config import TrainConfig, parse_config
 from common.run.directory import open_run
+from common.training.open_logger import open_logger
 
 STARTED = "started at"
 HALF_WAY = "half way"

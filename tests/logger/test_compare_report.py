@@ -16,10 +16,10 @@ from wandb.sdk.lib import wbauth
 from wandb_workspaces.reports.v2 import interface
 
 from common.errors import UserError
-from common.logger.compare.charts import SECTIONS
-from common.logger.compare.report import build_report, projects_of, save_report
-from common.logger.compare.runs import read_runs
-from tests.logger.compared_runs import write_run
+from common.logger.wandb_report import build_report, projects_of, save_report
+from common.views.compare.charts import SECTIONS
+from common.views.compare.runs import read_runs
+from tests.views.compared_runs import write_run
 
 PROJECTS = [f"project_{number}" for number in range(6)]
 

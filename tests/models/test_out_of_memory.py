@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.flags.train_config import TrainConfig
 from common.logger.timer import REMEDIES, Timer
 from common.models.load import ModelOptions, load_policy
-from common.run.config import TrainConfig
 from tests.helpers import REPOSITORY
 
 

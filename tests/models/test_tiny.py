@@ -34,11 +34,11 @@ from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator
 from common.rollout.rollout import rollout, single_turn
 from common.rollout.sampling import EVALUATION_STEP, Sampling
-from common.run import tiny_model
-from common.run.tiny_model import Journal, open_journal
 from common.tasks.facts import KINDS, facts
 from common.tasks.math_tasks import DATA_FILE, Expression
 from common.tasks.task import load_tasks, select_tasks, split_tasks
+from common.training import tiny_model
+from common.training.tiny_model import Journal, open_journal
 from tests.helpers import read_rows
 
 PRINTABLE = "".join(chr(code) for code in range(32, 127)) + "\n\t"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.run.config import TrainConfig, resolve_defaults
+from common.flags.train_config import TrainConfig, resolve_defaults
 from common.run.directory import find_run, open_run, start_run
 from tests.helpers import random_model
 

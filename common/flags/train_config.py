@@ -1,0 +1,353 @@
+"""The flags that every experiment shares, and what they may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+
+from common.errors import UserError
+from common.models.load import ModelOptions
+from common.tasks.math_tasks import DATA_FILE
+
+# Default of a flag whose value depends on the model; `resolve_defaults` fills it in.
+UNRESOLVED: Any = None
+
+# What a flag means when it is not given, for a bundled model and for any other.
+BUNDLED_DEFAULTS = {
+    "lr": 4e-4,
+    "max_steps": 25,
+    "max_completion_tokens": 64,
+    "max_length": 160,
+    "system_prompt": "",
+}
+MODEL_DEFAULTS = {
+    "lr": 1e-6,
+    "max_steps": 100,
+    "max_completion_tokens": 512,
+    "max_length": 1024,
+    "system_prompt": (
+        "Reason about the question step by step inside <{tag}> </{tag}> tags, "
+        "then give only the final answer inside <answer> </answer> tags."
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    model_name: str = "tiny"
+    """Bundled name (tiny), directory, or Hub id of the policy."""
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N or mps."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the arithmetic; weights that are trained stay float32. auto is bfloat16 on
+    CUDA, else float32; float16 is refused."""
+    attn: str | None = None
+    """Attention implementation for transformers, such as sdpa, eager or flash_attention_2."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank instead of all weights (needs the extra [lora])."""
+    lora_alpha: float | None = None
+    """Scale of the adapters. Default: twice the rank."""
+    load_in_4bit: bool = False
+    """Hold the frozen weights under LoRA in 4 bits (needs the extra [quant] and CUDA)."""
+    system_prompt: str = UNRESOLVED
+    """System message of every conversation. Default: none for tiny, one that asks for the tags
+    for any other model; give "" for none."""
+    reasoning_tag: str = "think"
+    """Tag in which the reasoning belongs; the answer belongs in <answer>."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFlags:
+    data_path: Path | None = None
+    """JSONL file with question and answer per line (GSM8K's form included). Default: the
+    bundled data/math_tasks.jsonl."""
+    max_prompts: int | None = None
+    """Use only this many of the training tasks."""
+    max_terms: int | None = None
+    """Drop tasks with more terms. Default: 4 for tiny with the bundled tasks."""
+    max_digits: int | None = None
+    """Drop tasks with longer numbers. Default: 1 for tiny with the bundled tasks."""
+    reward_weights: str = "answer_check=1,format_exact=0.1"
+    """Weights of the rewards as name=w,...; a function that is not named is only logged."""
+    reward: tuple[str, ...] = ()
+    """Your own reward functions as module:function (weight 1 unless named in the weights)."""
+    rubric_file: Path | None = None
+    """YAML file of named criteria that add up to one more reward, called rubric."""
+    rubric_weight: float = 1.0
+    """Weight of that reward; 0 only logs it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutFlags:
+    rollouts_per_step: int = 32
+    """Tasks per rollout batch (N), over all ranks."""
+    group_size: int = 8
+    """Completions per task (G)."""
+    temperature: float = 1.0
+    """Sampling temperature; log-probs everywhere are taken at the same one."""
+    top_p: float = 1.0
+    """Nucleus sampling. Below 1 the sampled distribution is not the one that is learned."""
+    max_completion_tokens: int = UNRESOLVED
+    """Most sampled tokens per conversation, as far as --max-length allows. Default: 64
+    for tiny, else 512."""
+    max_length: int = UNRESOLVED
+    """Most tokens in a sequence, prompt included; a completion that meets it ends there.
+    Default: 160 for tiny, else 1024."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerFlags:
+    max_steps: int = UNRESOLVED
+    """Rollout batches to run. Default: 25 for tiny, else 100."""
+    train_batch_size: int = 128
+    """Sequences per optimizer step, over all ranks: what the loss is averaged over."""
+    micro_batch_size: int = 64
+    """Sequences per forward pass. Costs memory; changes no number beyond rounding."""
+    epochs_per_step: int = 1
+    """Passes over the replay buffer per rollout batch."""
+    lr: float = UNRESOLVED
+    """AdamW's learning rate. Default: 4e-4 for tiny, else 1e-6."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up: constant, or a decay to zero."""
+    warmup_fraction: float = 0.1
+    """Share of all optimizer steps over which the learning rate rises linearly."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+    adam_beta2: float = 0.95
+    """AdamW's decay of the mean squared gradient."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveFlags:
+    kl_weight: float = 0.01
+    """Weight of the KL penalty towards the model that the run started from; 0 loads no such
+    reference."""
+    monitor_kl: bool = False
+    """Load the reference and log the KL even if its weight is 0."""
+    clip_eps: float = 0.2
+    """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]."""
+    clip_eps_high: float | None = None
+    """Upper clip range. Default: the same as clip_eps."""
+    overlong: Literal["keep", "mask", "penalty"] = "keep"
+    """Completions that were cut at their limit: keep them, mask them out of the loss, or take a
+    penalty from their reward (DAPO's soft overlong punishment)."""
+    overlong_buffer: float = 0.25
+    """With --overlong penalty: the last share of --max-completion-tokens, over which the penalty
+    grows to 1."""
+    dynamic_sampling: int = 1
+    """Draw up to this many times the tasks of a step, until --rollouts-per-step groups have
+    rewards that differ; 1 draws once and keeps all groups."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFlags:
+    eval_interval: int = 5
+    """Evaluate every this many steps, besides the start and the end; 0 for those two alone."""
+    eval_samples: int = 256
+    """Held-out tasks to evaluate on; 0 turns evaluation off."""
+    eval_group_size: int = 1
+    """Completions per held-out task; from 2 on eval/pass_at_k is logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    seed: int = 1
+    """Seed of everything random."""
+    log_dir: Path | None = None
+    """Root of all runs. Default: runs/ in the repository."""
+    run_name: str | None = None
+    """Name of the run's directory. Default: made from time and seed."""
+    resume: bool = False
+    """Continue the run named by --run-name, else the latest of this experiment, exactly where
+    its last checkpoint left it. Flags that are not given keep the run's values."""
+    checkpoint_interval: int = 10
+    """Save every this many steps, besides the end; 0 for the end alone."""
+    checkpoint_path: Path | None = None
+    """Root of all checkpoints. Default: each run keeps its own in its directory."""
+    keep_checkpoints: int = 2
+    """Keep this many checkpoints, the newest; 0 for all."""
+    max_minutes: float | None = None
+    """Save and stop after this time; --resume continues."""
+    tensorboard: bool = True
+    """Write TensorBoard files into the run's directory."""
+    log_completions_interval: int = 5
+    """Write sampled completions to samples.jsonl every this many steps; 0 for never."""
+    histogram_interval: int = 10
+    """Log distributions of rewards, advantages, lengths and mismatch every this many steps; 0 for
+    never."""
+    dry_run: bool = False
+    """Load everything, take one small step, print what a step will cost, and leave no run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureFlags:
+    figures_interval: int = 0
+    """Make the figures in the run's figures/ every this many steps and at the end; 0 for never."""
+    figures_rows: int = 1000
+    """Draw so many batches and optimizer steps, the latest."""
+    figures_snapshots: int = 100
+    """Draw so many snapshots of gradients and embeddings, the latest."""
+    figures_layer: int = -1
+    """Layer whose attention is drawn; negative ones count from the last."""
+    figures_head: int = 0
+    """Head of that layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbFlags:
+    wandb: bool = True
+    """Log to Weights & Biases: online with a key, else to files that can be synced later."""
+    wandb_project: str | None = None
+    """Project. Default: WANDB_PROJECT, else the experiment's own."""
+    wandb_entity: str | None = None
+    """User or team that owns the project."""
+    wandb_group: str | None = None
+    """Group of the run. Default: the run's name."""
+    wandb_tags: tuple[str, ...] = ()
+    """Tags of the run."""
+    wandb_notes: str | None = None
+    """A note on the run."""
+    log_artifacts: bool = False
+    """Upload the data file, and of each checkpoint what from_pretrained needs, as artifacts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(
+    WandbFlags,
+    FigureFlags,
+    RunFlags,
+    EvaluationFlags,
+    ObjectiveFlags,
+    OptimizerFlags,
+    RolloutFlags,
+    TaskFlags,
+    ModelFlags,
+):
+    """Flags of every experiment. An experiment inherits from this and adds its own."""
+
+    experiment: ClassVar[str]
+    """Name of the experiment's directory, here and under the root of all runs."""
+    data_file: ClassVar[Path] = DATA_FILE
+    """The tasks where --data-path names none."""
+    bundled_defaults: ClassVar[Mapping[str, object]] = BUNDLED_DEFAULTS
+    model_defaults: ClassVar[Mapping[str, object]] = MODEL_DEFAULTS
+    bundled_task_limits: ClassVar[Mapping[str, object]] = {"max_terms": 4, "max_digits": 1}
+    """What a bundled model leaves out of the experiment's own tasks."""
+    default_wandb_project: ClassVar[str]
+    """Project where neither --wandb-project nor WANDB_PROJECT names one."""
+    many_processes: ClassVar[bool] = False
+    """Whether the experiment splits its work when it is launched as several processes."""
+
+    def __post_init__(self) -> None:
+        check = _Checker(self)
+        check("group_size", lambda size: size >= 2, "at least 2: one completion has no baseline")
+        check("temperature", lambda value: 0 < value < math.inf, "above 0: training must explore")
+        check("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        for name in ("rollouts_per_step", "train_batch_size", "micro_batch_size"):
+            check(name, lambda count: count >= 1, "at least 1")
+        for name in ("epochs_per_step", "eval_group_size", "figures_rows", "figures_snapshots"):
+            check(name, lambda count: count >= 1, "at least 1")
+        for name in ("max_steps", "max_prompts", "max_terms", "max_digits"):
+            check(name, lambda count: count >= 1, "at least 1")
+        for name in ("eval_interval", "eval_samples"):
+            check(name, lambda count: count >= 0, "0 or more")
+        for name in ("log_completions_interval", "histogram_interval", "figures_interval"):
+            check(name, lambda count: count >= 0, "0 or more")
+        for name in ("checkpoint_interval", "keep_checkpoints", "lora_rank"):
+            check(name, lambda count: count >= 0, "0 or more")
+        for name in ("kl_weight", "overlong_buffer"):
+            check(name, lambda value: 0 <= value < math.inf, "0 or more")
+        check("overlong_buffer", lambda value: value <= 1, "at most 1")
+        check("clip_eps", lambda value: 0 < value < 1, "above 0 and below 1")
+        check("clip_eps_high", lambda value: 0 < value < math.inf, "above 0")
+        check("rubric_weight", math.isfinite, "a finite number")
+        check("dynamic_sampling", lambda count: count >= 1, "at least 1")
+        for name in ("max_minutes", "lora_alpha"):
+            check(name, lambda value: 0 < value < math.inf, "above 0")
+        if self.dtype == "float16":
+            raise UserError("--dtype float16: overflows in training; use bfloat16 or float32")
+        if self.log_artifacts and not self.wandb:
+            raise UserError(
+                "--log-artifacts: they go to W&B, which --no-wandb turns off; leave out one of the "
+                "two (or add --no-log-artifacts)"
+            )
+        if self.load_in_4bit and not self.lora_rank:
+            raise UserError("--load-in-4bit: 4-bit weights cannot be trained; add --lora-rank 16")
+        check("max_completion_tokens", lambda count: count >= 1, "at least 1")
+        check("max_length", lambda count: count >= 2, "at least 2: a prompt and a completion")
+        check("lr", lambda value: 0 < value < math.inf, "above 0")
+        for name in ("adam_beta1", "adam_beta2"):
+            check(name, lambda value: 0 <= value < 1, "from 0 to below 1")
+        check("warmup_fraction", lambda value: 0 <= value <= 1, "from 0 to 1")
+        for name in ("weight_decay", "max_grad_norm"):
+            check(name, lambda value: 0 <= value < math.inf, "0 or more")
+        check("seed", lambda value: 0 <= value < 2**63, "0 or more and below 2**63")
+        check("run_name", is_directory_name, "letters, digits and . _ - + = alone, at most 100")
+        check("reasoning_tag", lambda tag: re.fullmatch(r"\w+", tag), "one word, without brackets")
+        allowed = r"[^/\\#?%:]{1,128}"
+        check("wandb_project", lambda name: re.fullmatch(allowed, name), r"without / \ # ? % :")
+
+    def model_options(self, device: torch.device) -> ModelOptions:
+        return ModelOptions(
+            self.model_name,
+            device,
+            self.dtype == "bfloat16" or (self.dtype == "auto" and device.type == "cuda"),
+            self.attn,
+            self.gradient_checkpointing,
+            self.lora_rank,
+            self.lora_alpha,
+            self.load_in_4bit,
+        )
+
+    @property
+    def watches_kl(self) -> bool:
+        """Whether the run needs the model that it started from."""
+        return self.kl_weight > 0 or self.monitor_kl
+
+    def saves_checkpoint(self, step: int) -> bool:
+        return self.checkpoint_interval > 0 and step % self.checkpoint_interval == 0
+
+    def check(self, name: str, accepts: Callable[[float], object], accepted: str) -> None:
+        """Raise `UserError` naming the flag unless its value is None or accepted."""
+        _Checker(self)(name, accepts, accepted)
+
+
+class _Checker:
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+
+    def __call__(self, name: str, accepts: Callable, accepted: str) -> None:
+        value = getattr(self._config, name)
+        if value is not None and not accepts(value):
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be {accepted}")
+
+
+def is_directory_name(name: str) -> bool:
+    """Whether a run's name names one directory, not a path or one of `.` and `..`."""
+    return re.fullmatch(r"[\w.+=-]{1,100}", name) is not None and name.strip(".") != ""
+
+
+ConfigType = TypeVar("ConfigType", bound=TrainConfig)
+
+
+def resolve_defaults(config: ConfigType, *, bundled: bool) -> ConfigType:
+    """The config with every default that depends on the model filled in."""
+    defaults = dict(config.bundled_defaults if bundled else config.model_defaults)
+    defaults["system_prompt"] = str(defaults["system_prompt"]).format(tag=config.reasoning_tag)
+    if bundled and config.data_path is None:
+        defaults |= config.bundled_task_limits
+    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)

@@ -1,0 +1,83 @@
+"""How a train script is started, and what its user sees when something is wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from common.command import read_env_file
+from common.errors import UserError
+from common.flags.parsing import parse_config
+from common.flags.train_config import ConfigType
+from common.run.directory import find_run, read_config
+from common.training.dry_run import dry_run
+
+_TOP_P_WARNING = (
+    "warning: --top-p {}: completions are sampled from a cut distribution, but the log-probs that "
+    "are learned from are those of the whole one\n"
+)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType]) -> None:
+    """Parse the flags and run; a user's mistake ends in one line on stderr and exit code 2."""
+    read_env_file()
+    try:
+        if not config_class.many_processes:
+            _refuse_many_processes()
+        config = parse_flags(config_class, sys.argv[1:])
+        if config.top_p < 1:
+            sys.stderr.write(_TOP_P_WARNING.format(config.top_p))
+        if config.dry_run:
+            dry_run(main, config)
+        else:
+            main(config)
+    except UserError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        _fail(f"{error.filename or 'the disk'}: {error.strerror}; make room, then --resume", 2)
+    except KeyboardInterrupt:
+        _fail("aborted", 130)
+
+
+def parse_flags(config_class: type[ConfigType], arguments: list[str]) -> ConfigType:
+    """The flags; with `--resume`, those that are not given are the ones of the run to resume."""
+    config = parse_config(config_class, arguments)
+    if not config.resume:
+        return config
+    saved = read_config(find_run(config))
+    values = {
+        field.name: _from_json(saved[field.name], field.name)
+        for field in fields(config_class)
+        if field.name in saved and field.name not in ("resume", "run_name", "log_dir", "dry_run")
+    }
+    return parse_config(config_class, arguments, defaults=values)
+
+
+def _from_json(value: Any, name: str) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if value is not None and name.endswith("_path") else value
+
+
+def _refuse_many_processes() -> None:
+    """Raise `UserError` in each of several processes that would all do the same."""
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise UserError(
+            f"WORLD_SIZE is {count}, but this experiment runs as one process; for several use "
+            f"experiment_accelerate_ddp: accelerate launch --multi_gpu --num_processes {count} "
+            "train.py"
+        )
+
+
+def _fail(message: str, code: int) -> None:
+    rank = os.environ.get("RANK")
+    sys.stderr.write(f"error: {message}\n" if rank is None else f"error: rank {rank}: {message}\n")
+    sys.exit(code)

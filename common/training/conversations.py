@@ -1,0 +1,91 @@
+"""What the multi-turn experiments add to a run: their flags, their tools, their chat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import transformers
+
+from common.flags.train_config import UNRESOLVED, TrainConfig
+from common.own_code import import_function
+from common.rollout.multi_turn import Limits, multi_turn
+from common.rollout.rollout import Conversation
+from common.rollout.tool_chat import ToolChat
+from common.tools.runner import ToolRunner
+from common.tools.toolbox import Tool, ToolFunction, make_tool, make_toolbox
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiTurnConfig(TrainConfig):
+    """Flags of every experiment in which the policy calls tools."""
+
+    bundled_task_limits: ClassVar[Mapping[str, object]] = {}
+
+    max_turns: int = 4
+    """Most turns of the policy in a conversation; the last one is for the answer."""
+    max_invalid_calls: int = 3
+    """A conversation ends with this many calls that could not be run."""
+    max_tool_tokens: int = UNRESOLVED
+    """Most tokens of one reply of a tool; longer ones are cut. Default: 48 for a bundled
+    model, else 512."""
+    tool_timeout: float = 10.0
+    """Seconds after which a tool is given up, and its conversation with it."""
+    tool_format: Literal["tags", "hermes"] = UNRESOLVED
+    """How calls are written: tags, <tool:name>text</tool>, or hermes, the JSON in <tool_call> tags
+    that Qwen and others were trained on. Default: tags for a bundled model, else hermes."""
+    tool: tuple[str, ...] = ()
+    """Tools of your own as module:function."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_turns", "max_invalid_calls"):
+            self.check(name, lambda count: count >= 1, "at least 1")
+        self.check("max_tool_tokens", lambda count: count >= 8, "at least 8")
+        self.check("tool_timeout", lambda seconds: 0 < seconds < 1e6, "above 0, in seconds")
+
+
+def load_tool_chat(
+    config: MultiTurnConfig,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    tools: Mapping[str, ToolFunction],
+) -> ToolChat:
+    """The chat with the experiment's tools, by the names that the model uses, and the user's own.
+
+    The system prompt says how to call them, unless the chat template does. Raises `UserError` for a
+    function that is no tool, two tools of one name, and a template that cannot hold the calls.
+    """
+    given = [make_tool(function, name) for name, function in tools.items()]
+    own = [make_tool(import_function("--tool", path)) for path in config.tool]
+    toolbox = make_toolbox([*given, *own])
+    system_prompt = config.system_prompt
+    if system_prompt and config.tool_format == "tags":
+        system_prompt = f"{system_prompt}\n\n{describe(toolbox)}"
+    return ToolChat(tokenizer, system_prompt, toolbox, config.tool_format)
+
+
+def describe(toolbox: Mapping[str, Tool]) -> str:
+    """What the tools are for and how they are called between tags."""
+    lines = ["You may call a tool by writing one of these, and will be told what it says:"]
+    for tool in toolbox.values():
+        function = tool.schema["function"]
+        parameter = function["parameters"]["properties"][tool.main_parameter]
+        meaning = f"{function['description']} {parameter.get('description', '')}".strip()
+        lines.append(f"<tool:{tool.name}>{tool.main_parameter}</tool>  {meaning}")
+    return "\n".join(lines)
+
+
+def converse_with_tools(
+    config: MultiTurnConfig, chat: ToolChat
+) -> Callable[..., list[Conversation]]:
+    """How a collector holds its conversations."""
+    limits = Limits(
+        max_turns=config.max_turns,
+        max_length=config.max_length,
+        max_tool_tokens=config.max_tool_tokens,
+        max_invalid_calls=config.max_invalid_calls,
+    )
+    runner = ToolRunner(chat.toolbox, config.tool_timeout)
+    return partial(multi_turn, runner=runner, limits=limits)

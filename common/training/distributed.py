@@ -1,0 +1,187 @@
+"""Accelerate's processes as the ranks of a run, and launches that are not what they seem."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from itertools import chain, islice, repeat
+from math import ceil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import gather_object
+
+from common.errors import UserError
+from common.flags.train_config import ConfigType, TrainConfig
+from common.models.device import resolve_device
+from common.replay_buffer import Experience, ExperienceBatch, micro_batches
+from common.rollout.generate import Interrupted
+from common.run.checkpoint import Checkpoints, read_checkpoint
+from common.run.directory import Run, RunDirectory, open_run
+from common.training.interruption import was_launched
+from common.training.ranks import Item, Ranks, Result
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+# A sequence without a token to learn from: its loss is 0, and so is its gradient.
+_BLANK = Experience(
+    task_id=-1,
+    token_ids=torch.zeros(2, dtype=torch.long),
+    sampled=torch.zeros(2, dtype=torch.bool),
+    advantage=0.0,
+    log_probs_sampler=torch.zeros(2),
+    log_probs_old=torch.zeros(2),
+)
+
+
+def make_accelerator(config: ConfigType) -> tuple[Accelerator, ConfigType]:
+    """Accelerate on the device and in the precision of the flags, and the flags with that.
+
+    `--dtype auto` takes the precision of Accelerate's own configuration if that is bf16. Buffers
+    (tables of positions) are the same on all ranks and are not broadcast before every forward pass.
+
+    Raises `UserError` for a launch that would run as fewer processes than were asked for, and for a
+    device that Accelerate would not use.
+    """
+    _refuse_silent_launches()
+    device = resolve_device(config.device)
+    if device.type == "cuda" and device.index is not None:
+        raise UserError(
+            f"--device {config.device}: Accelerate chooses the GPU; use --device cuda and "
+            f"CUDA_VISIBLE_DEVICES={device.index}"
+        )
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="bf16" if _wants_bfloat16(config, device) else "no",
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+        ],
+    )
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != accelerator.num_processes:
+        raise UserError(
+            f"WORLD_SIZE is {world_size}, but Accelerate sees {accelerator.num_processes} "
+            "process(es), each of which would train alone; use: "
+            f"accelerate launch --multi_gpu --num_processes {world_size} train.py"
+        )
+    dtype = "bfloat16" if accelerator.mixed_precision == "bf16" else "float32"
+    return accelerator, replace(config, dtype=dtype)
+
+
+def _wants_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if config.dtype == "auto" and configured in ("fp16", "fp8"):
+        raise UserError(
+            f"mixed precision {configured} of Accelerate's configuration: use bf16 or no, "
+            "or --dtype bfloat16 or float32"
+        )
+    asked = config.model_options(device).use_bfloat16
+    return asked or (config.dtype == "auto" and configured == "bf16")
+
+
+def _refuse_silent_launches() -> None:
+    """`accelerate launch --cpu --num_processes 2` starts one process, and says nothing.
+
+    It does set an address to meet at, which no launch of a single process does.
+    """
+    if was_launched() and "LOCAL_RANK" not in os.environ and "MASTER_PORT" in os.environ:
+        raise UserError(
+            "accelerate launch was asked for several processes but started one; use: "
+            "accelerate launch --multi_gpu --num_processes 2 train.py (add --device cpu for CPUs)"
+        )
+
+
+class AcceleratedRanks(Ranks):
+    """The processes of an accelerator."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.index = accelerator.process_index
+        self.count = accelerator.num_processes
+
+    def split(
+        self, items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]]
+    ) -> list[Result]:
+        """As `Ranks.split`. Raises `Interrupted` on all ranks if the work of any does."""
+        done: Sequence[Result] | None
+        try:
+            done = work(self.share(items))
+        except Interrupted:
+            done = None
+        results: list[Result] = [None] * len(items)  # pyright: ignore[reportAssignmentType]
+        for rank, part in enumerate(self.merge(done)):
+            if part is None:
+                raise Interrupted
+            results[rank :: self.count] = part
+        return results
+
+    def merge(self, value: Item) -> list[Item]:
+        return gather_object([value])
+
+    def first(self, work: Callable[[], Result]) -> Result:
+        """As `Ranks.first`. After a `UserError` there, which says all, the others just exit."""
+        result: Result | None = None
+        failure: UserError | None = None
+        if self.index == 0:
+            try:
+                result = work()
+            except UserError as error:
+                failure = error
+        result, failed = self.merge((result, failure is not None))[0]
+        if failure is not None:
+            raise failure
+        if failed:
+            sys.exit(2)
+        return result  # pyright: ignore[reportReturnType]
+
+
+def open_run_together(config: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> Run:
+    """The run as the first rank has opened it; the others read its checkpoint and write nothing.
+
+    They need the same file system for that, but only to resume.
+    """
+    opened: list[Run] = []
+
+    def open_here() -> tuple[RunDirectory, Path | None, bool]:
+        run = open_run(config, say, ranks.count)
+        opened.append(run)
+        return run.directory, run.weights, run.resumed
+
+    directory, weights, resumed = ranks.first(open_here)
+    if opened:
+        return opened[0]
+    checkpoints = Checkpoints(directory.checkpoints, config.keep_checkpoints)
+    checkpoint = read_checkpoint(weights) if weights else None
+    return Run(directory, checkpoints, checkpoint, resumed, writes=False)
+
+
+def split_micro_batches(
+    accelerator: Accelerator, policy: torch.nn.Module, share: Sequence[Experience], size: int
+) -> Iterator[ExperienceBatch]:
+    """The micro-batches of this rank's share, then blank ones up to the most that any rank has.
+
+    So all ranks go through the model equally often, whatever they have to learn from. Gradients add
+    up locally until the last one, in whose backward pass DDP reduces them.
+    """
+    ranks, device = AcceleratedRanks(accelerator), accelerator.device
+    rounds = max(ranks.merge(ceil(len(share) / size)))
+    blank = ExperienceBatch.collate([_BLANK], device)
+    batches = chain(micro_batches(share, size, device), repeat(blank))
+    for number, batch in enumerate(islice(batches, rounds), start=1):
+        with nullcontext() if number == rounds else accelerator.no_sync(policy):
+            yield batch
+
+
+def ddp_metrics(accelerator: Accelerator) -> dict[str, float]:
+    """`ddp/*` as the first rank sees them."""
+    return {
+        "ddp/num_processes": float(accelerator.num_processes),
+        "ddp/process_index": float(accelerator.process_index),
+        "ddp/local_process_index": float(accelerator.local_process_index),
+        "ddp/sync_gradients": float(accelerator.sync_gradients),
+    }

@@ -1,0 +1,94 @@
+"""`--dry-run`: what a run will cost, found out with a small step that leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from common.flags.train_config import ConfigType, TrainConfig, resolve_defaults
+from common.models.load import is_bundled
+from common.run.directory import open_run
+from common.run.files import read_rows
+from common.training.optimizer import optimizer_steps
+
+NAME = "dry-run-removed-afterwards"
+
+
+def dry_run(main: Callable[[ConfigType], None], config: ConfigType) -> None:
+    """Run `main` in a temporary directory for a small step, after one that only warms up.
+
+    Then print the plan.
+    """
+    console, is_first = Console(), os.environ.get("RANK", "0") == "0"
+    config = resolve_defaults(config, bundled=is_bundled(config.model_name))
+    if is_first:
+        open_run(config, console.out)
+    with TemporaryDirectory() as root:
+        small = replace(
+            config,
+            dry_run=False,
+            resume=False,
+            log_dir=Path(root),
+            checkpoint_path=None,
+            run_name=NAME,
+            max_steps=2,
+            rollouts_per_step=small_tasks(config),
+            eval_samples=0,
+            wandb=False,
+            log_artifacts=False,
+        )
+        main(small)
+        if not is_first:
+            return
+        directory = Path(root) / config.experiment / NAME
+        record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        rows = read_rows(directory / "metrics.jsonl")
+        _, measured = (row for row in rows if "time/step_s" in row)
+    for line in plan(config, record, measured):
+        console.out(line, highlight=False)
+
+
+def small_tasks(config: TrainConfig) -> int:
+    """As few tasks as fill a micro-batch: learning from it takes the memory of a whole step."""
+    return min(config.rollouts_per_step, math.ceil(config.micro_batch_size / config.group_size))
+
+
+def plan(
+    config: TrainConfig, record: Mapping[str, Any], measured: Mapping[str, float]
+) -> Iterator[str]:
+    """What the whole run will do, from its flags and from the row of the small step."""
+    completions = config.rollouts_per_step * config.group_size
+    seconds = measured["time/step_s"]
+    tasks = small_tasks(config)
+    whole = seconds * config.rollouts_per_step / tasks
+    yield f"model: {config.model_name}, {record['num_parameters']:,} parameters"
+    yield (
+        f"a step: {config.rollouts_per_step} tasks x {config.group_size} completions, "
+        f"at most {completions * config.max_completion_tokens:,} sampled tokens and "
+        f"{completions * config.max_length:,} in all, {optimizer_steps(config, 1)} optimizer steps"
+    )
+    yield (
+        f"time: {seconds:.1f} s for a step of {tasks} tasks, so at most about {whole:.1f} s "
+        f"for one of the run's, of which there are {config.max_steps}"
+    )
+    yield (
+        f"memory: {measured['system/process_memory_gb']:.1f} GB, on the GPU "
+        f"{measured['system/gpu_memory_reserved_gb']:.1f} GB, with {tasks} tasks"
+    )
+    yield f"W&B: {_wandb_connection(config)}"
+
+
+def _wandb_connection(config: TrainConfig) -> str:
+    if not config.wandb:
+        return "off"
+    from common.logger.wandb_sink import describe_connection
+
+    return describe_connection()

@@ -1,0 +1,46 @@
+"""The processes of a run: how work is split among them and put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Ranks:
+    """A run of one process, which does all the work; `distributed` has the other kind.
+
+    Every method is called by all ranks alike, and returns the same on all of them.
+    """
+
+    index = 0
+    count = 1
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """This rank's part of `items`: disjoint from those of the others, and the same size within
+        one. Neighbours go to different ranks, so that a sorted list is split evenly in every way.
+        """
+        return list(items[self.index :: self.count])
+
+    def split(
+        self, items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]]
+    ) -> list[Result]:
+        """The results of `work` for all items, in their order, each rank having done its share."""
+        return list(work(self.share(items)))
+
+    def merge(self, value: Item) -> list[Item]:
+        """The values of all ranks, in the order of the ranks."""
+        return [value]
+
+    def agree(self, wish: bool) -> bool:
+        """Whether any rank wishes."""
+        return any(self.merge(wish))
+
+    def first(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns on the first rank, where alone it is done."""
+        return work()
+
+
+ALONE = Ranks()

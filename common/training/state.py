@@ -1,0 +1,87 @@
+"""What changes from step to step besides the weights, and how it is saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+
+from common.errors import UserError
+from common.logger.metrics import RunStatistics
+from common.run.checkpoint import random_state, restore_random_state
+from common.run.directory import Run
+from common.training.ranks import ALONE, Ranks
+
+# A single bad batch is skipped; this many optimizer steps in a row without a finite gradient mean
+# that the run has diverged.
+MAX_INVALID_STEPS = 5
+
+
+@dataclass
+class TrainingState:
+    """Everything that a resumed run needs to go on as if it had not stopped."""
+
+    run: Run
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    optimizer: torch.optim.Optimizer
+    statistics: RunStatistics
+    ranks: Ranks = ALONE
+    global_step: int = 0
+    """Optimizer steps done."""
+    _begun: tuple[int, dict[str, int], dict[str, Any]] = field(init=False)
+    _saved_step: int | None = None
+
+    def __post_init__(self) -> None:
+        if state := self.run.state:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.statistics.load_state_dict(state["statistics"])
+            self.global_step = state["global_step"]
+            random = state["random"]
+            restore_random_state(random[self.ranks.index % len(random)])
+            self._saved_step = self.run.step
+        self.begin(self.run.step)
+
+    def begin(self, step: int) -> None:
+        """Remember where `step` done rollout batches end, for a `save` in the middle of the next.
+
+        Until its rollouts are there, a step changes nothing but the files of rows and, through a
+        user's reward function, the global random numbers.
+        """
+        self._begun = (step, self.run.directory.lengths(), random_state())
+
+    def save(self) -> None:
+        """Write the checkpoint of the step begun last, unless there is one.
+
+        All ranks call this; they go on when the first has written it.
+        """
+        step, lengths, random = self._begun
+        if self._saved_step == step:
+            return
+        randoms = self.ranks.merge(random)
+        if self.run.writes:
+            self.run.directory.sync()
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "statistics": self.statistics.state_dict(),
+                "global_step": self.global_step,
+                "random": randoms,
+                "num_threads": torch.get_num_threads(),
+                "lengths": lengths,
+            }
+            self.run.checkpoints.save(step, self.model, self.tokenizer, state)
+        self._saved_step = step
+        self.ranks.merge(step)
+
+    def stop_if_diverged(self, step: int) -> None:
+        """Save and raise `UserError` after too many optimizer steps without a finite gradient."""
+        if self.statistics.invalid_in_a_row < MAX_INVALID_STEPS:
+            return
+        self.begin(step)
+        self.save()
+        raise UserError(
+            f"the gradient was not finite in {self.statistics.invalid_in_a_row} optimizer steps in "
+            f"a row; their tasks are in {self.run.directory.samples_file}; lower --lr"
+        )

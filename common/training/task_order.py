@@ -1,0 +1,46 @@
+"""The tasks of a run: which are trained on, which are held out, and which each step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.errors import UserError
+from common.flags.train_config import TrainConfig
+from common.tasks.task import Task, load_tasks, select_tasks, split_tasks
+from common.training.seeding import stream
+
+
+def load_task_split(config: TrainConfig) -> tuple[list[Task], list[Task]]:
+    """Training tasks and held-out tasks, as many as the config asks for.
+
+    Raises `UserError` if the training tasks do not fill one rollout batch.
+    """
+    path = config.data_path or config.data_file
+    tasks = select_tasks(load_tasks(path), config.max_terms, config.max_digits)
+    train, held_out = split_tasks(tasks)
+    train = train[: config.max_prompts]
+    if len(train) < config.rollouts_per_step:
+        raise UserError(
+            f"--rollouts-per-step {config.rollouts_per_step}: only {len(train)} training tasks in "
+            f"{path}; lower it, give more data, or loosen --max-prompts, --max-terms, --max-digits"
+        )
+    return train, held_out[: config.eval_samples]
+
+
+def tasks_of_step(tasks: Sequence[Task], step: int, config: TrainConfig) -> list[Task]:
+    """The tasks of a step: pass after pass over all tasks, each pass in an order of its own.
+
+    Depends on seed and step alone, so that any step can be asked for first. What does not fill a
+    batch at the end of a pass is left out of that pass: no task is twice in one batch.
+    """
+    count = config.rollouts_per_step
+    number, position = divmod(step, len(tasks) // count)
+    order = stream(config.seed, "task order", number).permutation(len(tasks))
+    return [tasks[index] for index in order[position * count : (position + 1) * count]]
+
+
+def is_evaluation_step(config: TrainConfig, step: int) -> bool:
+    """At the start, at the end, and every `--eval-interval` steps between."""
+    if step in (0, config.max_steps):
+        return True
+    return config.eval_interval > 0 and step % config.eval_interval == 0

@@ -1,0 +1,45 @@
+"""What a run achieved, read back from its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.printable import printable
+from common.run.directory import Run
+from common.run.files import read_rows
+
+
+def before_and_after(run: Run) -> str:
+    """Held-out accuracy of the first and the last evaluation, and completions from both.
+
+    Empty in a process that does not write the run, and cannot know whether the rows are there yet.
+    """
+    if not run.writes:
+        return ""
+    directory = run.directory
+    evaluations = [row for row in read_rows(directory.metrics_file) if "eval/accuracy" in row]
+    if not evaluations:
+        return f"run: {directory.path}"
+    first, last = evaluations[0], evaluations[-1]
+    lines = [
+        "",
+        f"held-out accuracy {first['eval/accuracy']:.1%} -> {last['eval/accuracy']:.1%}, "
+        f"answer tags {first['eval/format_rate']:.1%} -> {last['eval/format_rate']:.1%}",
+    ]
+    samples = [row for row in read_rows(directory.samples_file) if row.get("split") == "held out"]
+    before = [row for row in samples if row["step"] == samples[0]["step"]]
+    after = {row["question"]: row for row in samples if row["step"] == samples[-1]["step"]}
+    for old in before:
+        lines += [
+            f"\n{old['question']}  ({old['ground_truth']})",
+            f"  before: {_one_line(old)}",
+            f"  after:  {_one_line(after.get(old['question'], old))}",
+        ]
+    return "\n".join([*lines, "", f"run: {directory.path}"])
+
+
+def _one_line(row: Mapping[str, Any]) -> str:
+    """A conversation with what its tools replied."""
+    messages = row.get("conversation", [{"content": row["completion"]}])
+    return printable("  →  ".join(" ".join(message["content"].split()) for message in messages))

@@ -1,0 +1,159 @@
+"""Dynamic sampling and overlong handling, with completions from a script."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.flags.train_config import TrainConfig, resolve_defaults
+from common.models.load import ModelOptions, load_policy
+from common.replay_buffer import experiences_from
+from common.rewards.answers import is_correct
+from common.rewards.reward import Reward
+from common.rewards.transcript import Transcript
+from common.rollout.chat import ChatFormat
+from common.rollout.generate import Completion, Request
+from common.rollout.rollout import single_turn, with_advantages
+from common.tasks.task import Task
+from common.tools.calls import CallRecord
+from common.training.collector import Collector
+from tests.helpers import ScriptedGenerator
+
+TASKS = [Task(number, f"What is {number}+1?", str(number + 1)) for number in range(12)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    experiment: ClassVar[str] = "test"
+
+
+def complete(request: Request) -> Completion:
+    """Members of an even task's group answer with lengths 1, 2, ...; of an odd task's all alike."""
+    limit = request.max_new_tokens
+    length = request.stream.member + 1 if request.stream.task_id % 2 == 0 else 1
+    ids = [20] * min(length, limit)
+    return Completion(ids, [-1.0] * len(ids), "stop" if length <= limit else "length")
+
+
+def length_reward(completion: str, task: Task) -> float:
+    return float(len(completion))
+
+
+def collect(tokenizer, converse=single_turn, **flags):
+    settings = {"rollouts_per_step": 3, "group_size": 4, "max_completion_tokens": 8, **flags}
+    config = resolve_defaults(Config(**settings), bundled=True)
+    model = load_policy(ModelOptions("tiny", torch.device("cpu")))
+    rewards = [Reward("length", length_reward, 1.0)]
+    chat = ChatFormat(tokenizer, "")
+    collector = Collector(
+        config, model, chat, rewards, is_correct, lambda: False, converse=converse
+    )
+    generator = collector.generator = ScriptedGenerator(complete)
+    return collector, generator
+
+
+def test_one_draw_keeps_every_group(tokenizer):
+    collector, _ = collect(tokenizer)
+    steps = [collector.train(TASKS, step) for step in range(4)]
+    assert [len(groups) for groups in steps] == [3] * 4
+    seen = sorted(group.task.task_id for groups in steps for group in groups)
+    assert seen == list(range(12))
+
+
+def test_dynamic_sampling_draws_until_enough_groups_have_a_signal(tokenizer):
+    collector, generator = collect(tokenizer, dynamic_sampling=4)
+    groups = collector.train(TASKS, 0)
+    assert len(groups) == 3
+    assert all(group.has_signal and group.task.task_id % 2 == 0 for group in groups)
+    drawn = len(generator.requests) // 4
+    assert drawn % 3 == 0
+    assert 3 < drawn <= 12
+    assert len({request.stream.task_id for request in generator.requests}) == drawn
+
+
+def test_dynamic_sampling_gives_up_after_its_draws(tokenizer):
+    odd = [task for task in TASKS if task.task_id % 2]
+    collector, generator = collect(tokenizer, dynamic_sampling=2)
+    groups = collector.train(odd, 0)
+    assert len(generator.requests) == 2 * 3 * 4
+    assert len(groups) == 3
+    assert not any(group.has_signal for group in groups)
+    few = [*odd[:5], TASKS[0]]
+    collector, _ = collect(tokenizer, dynamic_sampling=2)
+    assert [group.task.task_id for group in collector.train(few, 0)] == [0]
+
+
+def test_a_step_does_not_depend_on_how_many_draws_the_step_before_took(tokenizer):
+    collector, generator = collect(tokenizer, dynamic_sampling=2)
+    alone = [group.task.task_id for group in collector.train(TASKS, 1)]
+    generator.requests.clear()
+    collector.train(TASKS, 0)
+    assert [group.task.task_id for group in collector.train(TASKS, 1)] == alone
+
+
+def test_the_overlong_penalty_enters_the_reward(tokenizer):
+    plain, _ = collect(tokenizer, max_completion_tokens=4)
+    punishing, _ = collect(
+        tokenizer, max_completion_tokens=4, overlong="penalty", overlong_buffer=0.5
+    )
+    for before, after in zip(plain.train(TASKS, 0), punishing.train(TASKS, 0), strict=True):
+        lengths = [rollout.trajectory.num_sampled for rollout in before.rollouts]
+        expected = [-max(0, length - 2) / 2 for length in lengths]
+        differences = [a - b for a, b in zip(after.rewards, before.rewards, strict=True)]
+        assert differences == pytest.approx(expected)
+
+
+def test_masked_overlong_completions_have_no_token_to_learn_from(tokenizer):
+    collector, _ = collect(tokenizer, max_completion_tokens=2)
+    groups = with_advantages(collector.train(TASKS, 0), lambda rewards: rewards - rewards.mean())
+    kept = experiences_from(groups)
+    masked = experiences_from(groups, mask_truncated=True)
+    reasons = [r.trajectory.stop_reason for group in groups for r in group.rollouts]
+    assert set(reasons) == {"stop", "length"}
+    for before, after, reason in zip(kept, masked, reasons, strict=True):
+        assert before.sampled.any()
+        assert after.sampled.any() == (reason == "stop")
+        assert after.advantage == before.advantage
+
+
+def breaking(openings, *, generator, chat, sampling, max_completion_tokens):
+    """All conversations about tasks 0 and 3, and all but one about task 6, are broken off."""
+    done = single_turn(
+        openings,
+        generator=generator,
+        chat=chat,
+        sampling=sampling,
+        max_completion_tokens=max_completion_tokens,
+    )
+    record = CallRecord("fetch", "ok", "error", "no route")
+
+    def is_broken(stream):
+        return stream.task_id in (0, 3) or (stream.task_id == 6 and stream.member > 0)
+
+    return [
+        (replace(trajectory, stop_reason="error"), Transcript(text, text.messages, [record]))
+        if is_broken(stream)
+        else (trajectory, text)
+        for (_, stream), (trajectory, text) in zip(openings, done, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_what_a_tool_broke_off_is_counted_and_not_learned_from(tokenizer, draws):
+    collector, _ = collect(tokenizer, dynamic_sampling=draws, converse=breaking)
+    groups = with_advantages(collector.train(TASKS, 0), lambda rewards: rewards - rewards.mean())
+    seen = {group.task.task_id for group in groups}
+    for group in groups:
+        expected = {0: 4, 3: 4, 6: 3}.get(group.task.task_id, 0)
+        assert len(group.errored) == expected
+        assert len(group.rollouts) == len(group.advantages) == (0 if expected else 4)
+    assert seen & {0, 3, 6} or draws == 1
+    assert len(experiences_from(groups)) == 4 * sum(not group.errored for group in groups)
+
+
+def test_a_tool_that_breaks_off_everything_stops_the_run(tokenizer):
+    collector, _ = collect(tokenizer, converse=breaking, rollouts_per_step=1)
+    with pytest.raises(UserError, match="tool fetch: broke off the conversations of an evaluation"):
+        collector.evaluate(TASKS[:1])
