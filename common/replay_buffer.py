@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from common.algo.advantages import ComparedBatch
 from common.algo.aggregation import BatchTotals
+from common.algo.kl import kl_divergence_k3
+from common.algo.objective import TokenBatch
 from common.models.log_probs import AdaptersOff, TokenLogProbs
 from common.rollout.trajectory import Group, Trajectory
 
@@ -19,27 +24,27 @@ LogProbModel = TokenLogProbs | AdaptersOff
 
 @dataclass(frozen=True)
 class Experience:
-    """One sequence to learn from. Per-token tensors are zero where `sampled` is False."""
+    """One sequence to learn from. Log-probs and entropy are zero where `sampled` is False."""
 
     task_id: int
     token_ids: Int[Tensor, " time"]
     sampled: Bool[Tensor, " time"]
-    advantage: float
     log_probs_sampler: Float[Tensor, " time"]
     """As the sampler saw them; compared with `log_probs_old` to find mismatches."""
     log_probs_old: Float[Tensor, " time"]
     """Under the policy that sampled: the sampler's until the learner has recomputed them."""
     log_probs_ref: Float[Tensor, " time"] | None = None
     entropy: Float[Tensor, " time"] | None = None
+    advantages: Float[Tensor, " time"] | None = None
+    """Of each token, in float64: the sequence's on all of them, or one each where it is sampled."""
 
     @classmethod
-    def from_trajectory(cls, task_id: int, trajectory: Trajectory, advantage: float) -> Experience:
+    def from_trajectory(cls, task_id: int, trajectory: Trajectory) -> Experience:
         log_probs = torch.tensor(trajectory.log_probs)
         return cls(
             task_id,
             torch.tensor(trajectory.token_ids),
             torch.tensor(trajectory.sampled_mask),
-            advantage,
             log_probs_sampler=log_probs,
             log_probs_old=log_probs,
         )
@@ -55,9 +60,9 @@ def experiences_from(groups: Sequence[Group], *, mask_truncated: bool = False) -
     reward stays in the baseline of its group and its sequence in the denominator.
     """
     experiences = [
-        Experience.from_trajectory(group.task.task_id, rollout.trajectory, advantage)
+        Experience.from_trajectory(group.task.task_id, rollout.trajectory)
         for group in groups
-        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+        for rollout in group.rollouts
     ]
     if not mask_truncated:
         return experiences
@@ -68,6 +73,54 @@ def experiences_from(groups: Sequence[Group], *, mask_truncated: bool = False) -
     ]
 
 
+def side_by_side(groups: Sequence[Group], experiences: Sequence[Experience]) -> ComparedBatch:
+    """The rollouts of all groups with their experiences, as advantages are made of them."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    sizes = torch.tensor([len(group.rollouts) for group in groups if group.rollouts])
+    names = dict.fromkeys(chain.from_iterable(rollout.scores for rollout in rollouts))
+    turns = [torch.tensor(rollout.trajectory.turns) for rollout in rollouts]
+    mask = _padded([experience.sampled for experience in experiences])
+    ref = _padded_if_known([experience.log_probs_ref for experience in experiences])
+    old = _padded([experience.log_probs_old for experience in experiences])
+    return ComparedBatch(
+        rewards=torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64),
+        scores={
+            name: torch.tensor([rollout.scores[name] for rollout in rollouts], dtype=torch.float64)
+            for name in names
+        },
+        groups=torch.arange(len(sizes)).repeat_interleave(sizes),
+        turns=pad_sequence(turns, batch_first=True, padding_value=-1),
+        kl=None if ref is None else kl_divergence_k3(old, ref, mask),
+        mask=mask,
+    )
+
+
+def with_advantages(
+    groups: Sequence[Group],
+    experiences: Sequence[Experience],
+    advantages: Callable[[ComparedBatch], Tensor],
+) -> tuple[list[Group], list[Experience]]:
+    """Groups and experiences with the advantages of an objective.
+
+    A group has one per rollout, which is the mean over its sampled tokens where tokens have their
+    own.
+    """
+    batch = side_by_side(groups, experiences)
+    values = advantages(batch)
+    if values.ndim == 1:
+        of_rollouts = values.tolist()
+        of_tokens = [torch.full((len(e),), a) for e, a in zip(experiences, values, strict=True)]
+    else:
+        values = torch.where(batch.mask, values, 0.0)
+        of_rollouts = (values.sum(dim=-1) / batch.mask.sum(dim=-1).clamp(min=1)).tolist()
+        of_tokens = [row[: len(e)] for e, row in zip(experiences, values, strict=True)]
+    rest = iter(of_rollouts)
+    return (
+        [replace(group, advantages=[next(rest) for _ in group.rollouts]) for group in groups],
+        [replace(e, advantages=a) for e, a in zip(experiences, of_tokens, strict=True)],
+    )
+
+
 @dataclass(frozen=True)
 class ExperienceBatch:
     """Experiences padded on the right to the longest among them."""
@@ -75,38 +128,61 @@ class ExperienceBatch:
     token_ids: Int[Tensor, "batch time"]
     attention_mask: Bool[Tensor, "batch time"]
     sampled: Bool[Tensor, "batch time"]
-    advantages: Float[Tensor, " batch"]
+    log_probs_sampler: Float[Tensor, "batch time"]
     log_probs_old: Float[Tensor, "batch time"]
     log_probs_ref: Float[Tensor, "batch time"] | None
+    advantages: Float[Tensor, "batch time"] | None
     num_tokens: int
 
     @classmethod
     def collate(cls, experiences: Sequence[Experience], device: torch.device) -> ExperienceBatch:
-        def padded(rows: Sequence[Tensor]) -> Tensor:
-            return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)
-
-        def padded_if_known(rows: Sequence[Tensor | None]) -> Tensor | None:
-            known = [row for row in rows if row is not None]
-            return padded(known) if len(known) == len(rows) else None
+        def padded(name: str) -> Tensor:
+            return _padded([getattr(experience, name) for experience in experiences]).to(device)
 
         lengths = torch.tensor([len(experience) for experience in experiences])
         time = torch.arange(int(lengths.max()))
-        log_probs_old = padded([experience.log_probs_old for experience in experiences])
-        dtype = log_probs_old.dtype
+        log_probs_old = padded("log_probs_old")
+        ref = _padded_if_known([experience.log_probs_ref for experience in experiences])
+        advantages = _padded_if_known([experience.advantages for experience in experiences])
         return cls(
-            padded([experience.token_ids for experience in experiences]),
+            padded("token_ids"),
             (time < lengths[:, None]).to(device),
-            padded([experience.sampled for experience in experiences]),
-            torch.tensor([experience.advantage for experience in experiences], dtype=dtype).to(
-                device
-            ),
+            padded("sampled"),
+            padded("log_probs_sampler"),
             log_probs_old,
-            padded_if_known([experience.log_probs_ref for experience in experiences]),
+            None if ref is None else ref.to(device),
+            None if advantages is None else advantages.to(log_probs_old.dtype).to(device),
             int(lengths.sum()),
         )
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def tokens(self, log_probs: Float[Tensor, "batch time"], totals: BatchTotals) -> TokenBatch:
+        """What the loss is made of, with the log-probs under the policy as it is now.
+
+        Raises `ValueError` for experiences without advantages.
+        """
+        if self.advantages is None:
+            raise ValueError("nothing says which of these experiences are good: no advantages")
+        return TokenBatch(
+            log_probs,
+            self.log_probs_old,
+            self.log_probs_sampler,
+            self.log_probs_ref,
+            self.advantages,
+            self.sampled,
+            totals,
+        )
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    return pad_sequence(list(rows), batch_first=True)
+
+
+def _padded_if_known(rows: Sequence[Tensor | None]) -> Tensor | None:
+    known = [row for row in rows if row is not None]
+    return _padded(known) if len(known) == len(rows) else None
 
 
 def totals_of(batch: Sequence[Experience]) -> BatchTotals:

@@ -1,7 +1,9 @@
 """GRPO in several processes, on one machine or many, with the gradient of one.
 
-Differs from `experiment_accelerate/train.py` in that ranks split the tasks of a step, exchange what
-they sampled, and split every optimizer batch; its denominators cover all ranks.
+Differs from `experiment_accelerate/train.py` in that ranks exchange gradients once per optimizer
+batch, in the backward pass of the last micro-batch; before it they add up where they are. As in
+every experiment, ranks split the tasks of a step, exchange what they sampled, and split every
+optimizer batch, whose denominators cover all of them.
 
     cd experiment_accelerate_ddp && accelerate launch --multi_gpu --num_processes 2 train.py
     cd experiment_accelerate_ddp && python train.py
@@ -11,10 +13,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 if importlib.util.find_spec("common") is None:
@@ -22,46 +23,14 @@ if importlib.util.find_spec("common") is None:
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 
-from common.algo.aggregation import BatchTotals
-from common.algo.grpo import grpo
 from common.algo.kl import kl_divergence_k3
-from common.algo.objective import Objective
-from common.flags.train_config import TrainConfig, resolve_defaults
-from common.logger.metrics import RunStatistics, StepSums, batch_metrics, epoch_metrics
-from common.logger.timer import Timer
-from common.models.load import is_bundled, load_tokenizer
-from common.replay_buffer import (
-    Experience,
-    ReplayBuffer,
-    experiences_from,
-    totals_of,
-    with_log_probs,
-)
-from common.rewards.answers import is_correct
-from common.rollout.chat import ChatFormat
-from common.rollout.generate import Interrupted
-from common.rollout.rollout import with_advantages
-from common.run.directory import start_run
-from common.training.collector import Collector, check_lengths
+from common.flags.train_config import TrainConfig, by_model, by_objective
+from common.replay_buffer import ExperienceBatch, ReplayBuffer, with_advantages
 from common.training.command_line import run_script
-from common.training.distributed import (
-    AcceleratedRanks,
-    ddp_metrics,
-    make_accelerator,
-    open_run_together,
-    split_micro_batches,
-)
-from common.training.interruption import Interruption
-from common.training.models_of_a_run import load_models
-from common.training.open_logger import open_logger
-from common.training.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
-from common.training.scoring import load_rewards
-from common.training.seeding import seed_everything, stream
-from common.training.state import TrainingState
-from common.training.task_order import is_evaluation_step, load_task_split
-from common.views.summary import before_and_after
+from common.training.distributed import ddp_metrics, make_accelerator
+from common.training.learner import OptimizerBatch
+from common.training.session import open_session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,130 +39,65 @@ class Config(TrainConfig):
 
     experiment: ClassVar[str] = "experiment_accelerate_ddp"
     default_wandb_project: ClassVar[str] = "grpo_accelerate_ddp"
-    many_processes: ClassVar[bool] = True
+
+    objective: str = "grpo"
+    max_steps: int = by_model(bundled=25, other=100)
+    rollouts_per_step: int = 32
+    group_size: int = 8
+    max_completion_tokens: int = by_model(bundled=64, other=512)
+    max_length: int = by_model(bundled=160, other=1024)
+    train_batch_size: int = 128
+    epochs_per_step: int = 1
+    lr: float = by_model(bundled=4e-4, other=1e-6)
+    clip_eps: float = by_objective(0.2)
+    kl_weight: float = 0.01
 
 
-def accumulate_gradients(
-    accelerator: Accelerator,
-    objective: Objective,
-    policy: torch.nn.Module,
-    share: list[Experience],
-    totals: BatchTotals,
-    config: Config,
-) -> StepSums:
-    """The gradient of an optimizer batch, of which this rank has a share, summed over all ranks."""
-    sums, ranks = StepSums(), AcceleratedRanks(accelerator)
-    for micro in split_micro_batches(accelerator, policy, share, config.micro_batch_size):
-        mask = micro.sampled
-        log_probs, entropy = policy(micro.token_ids, micro.attention_mask, mask)
-        per_token, ratio, clipped = objective.per_token(
-            log_probs, micro.log_probs_old, micro.advantages, mask
-        )
-        loss = objective.aggregate(per_token, mask, totals)
-        watched = {"entropy": entropy, "clip_fraction": clipped}
-        if micro.log_probs_ref is not None:
-            watched["kl"] = kl_divergence_k3(log_probs, micro.log_probs_ref, mask)
-            loss = loss + config.kl_weight * objective.aggregate(watched["kl"], mask, totals)
-        accelerator.backward(ranks.count * loss)  # DDP takes the mean over ranks
-        sums.add(loss, micro, ratio, **watched)
-    return StepSums.merged(ranks.merge(sums.cpu()))
+def reduced_at_the_last(
+    accelerator: Accelerator, policy: torch.nn.Module, batch: OptimizerBatch
+) -> Iterator[ExperienceBatch]:
+    """Micro-batches whose gradients add up on each rank until the last, where DDP reduces them."""
+    for number, micro in enumerate(batch.micro_batches(), start=1):
+        with nullcontext() if number == batch.rounds else accelerator.no_sync(policy):
+            yield micro
 
 
-def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
+def main(config: Config) -> None:
     accelerator, config = make_accelerator(config)
-    ranks = AcceleratedRanks(accelerator)
-    device, console = accelerator.device, Console(quiet=not accelerator.is_main_process)
-    config = resolve_defaults(config, bundled=is_bundled(config.model_name))
-    run = open_run_together(config, console.out, ranks)
-    objective = choose(config)
-    train_tasks, held_out = load_task_split(config)
-    rewards = load_rewards(config, train_tasks[0], console.out)
-    tokenizer = load_tokenizer(config.model_name)
-    chat = ChatFormat(tokenizer, config.system_prompt)
-    check_lengths(config, chat, train_tasks + held_out)
-    seed_everything(config.seed)
-    learner, reference = load_models(config, device, run.weights)
-    statistics = RunStatistics()
-    policy, optimizer = accelerator.prepare(learner, make_optimizer(config, learner))
-    state = TrainingState(run, learner.model, tokenizer, optimizer, statistics, ranks)
-    total_steps = optimizer_steps(config, config.max_steps)
-    interruption = Interruption(console.out, config.max_minutes)
-    stop = interruption.signalled
-    collector = Collector(config, learner.model, chat, rewards, is_correct, stop, ranks)
-    size = config.micro_batch_size
-    score = partial(with_log_probs, policy=learner, reference=reference, size=size)
-    buffer, timer, clip = ReplayBuffer(), Timer(), accelerator.clip_grad_norm_
+    with open_session(config, accelerator=accelerator) as session:
+        objective, learner, buffer = session.objective, session.learner, ReplayBuffer()
+        policy, optimizer = accelerator.prepare(learner.policy, learner.optimizer)
+        session.note({"accelerate/device": str(accelerator.device)})
+        for step in session.steps():
+            # 1. Collect: a group of completions per task, scored and compared with one another.
+            groups = session.rollouts(step)
+            experiences = session.score(groups)
+            groups, experiences = with_advantages(groups, experiences, objective.advantages)
+            buffer.clear()
+            buffer.extend(experiences)
 
-    record = start_run(run, config, learner, ranks.count)
-    with interruption, open_logger(config, run, record, console, state) as logger:
-        if not run.resumed:
-            logger.log_media(0, {"accelerate/device": str(device)})
-        step, finished = run.step, False
-        with suppress(Interrupted):
-            for step in range(run.step, config.max_steps + 1):
-                state.begin(step)
-                if ranks.agree(interruption.requested):
-                    break
-                if held_out and is_evaluation_step(config, step):
-                    with timer("evaluation"):
-                        evaluated = collector.evaluate(held_out)
-                    logger.log_batch(step, statistics.add_evaluation(evaluated))
-                    logger.log_samples(step, evaluated[:3], "held out")
-                if finished := step == config.max_steps:
-                    break
+            # 2. Learn: clipped policy-gradient steps over the buffer.
+            for batch in learner.optimizer_batches(step, buffer):
+                for micro in reduced_at_the_last(accelerator, policy, batch):
+                    mask, kl, kl_loss = micro.sampled, None, 0.0
+                    log_probs, entropy = policy(micro.token_ids, micro.attention_mask, mask)
+                    tokens = micro.tokens(log_probs, batch.totals)
+                    log_ratio = objective.log_ratio(log_probs, tokens.log_probs_old, mask)
+                    surrogate, clipped = objective.surrogate(log_ratio, tokens)
+                    if objective.correction is not None:
+                        surrogate = objective.correction(tokens) * surrogate
+                    policy_loss = objective.aggregate(surrogate, mask, batch.totals)
+                    if tokens.log_probs_ref is not None:
+                        kl = kl_divergence_k3(log_probs, tokens.log_probs_ref, mask)
+                        kl_loss = config.kl_weight * objective.aggregate(kl, mask, batch.totals)
+                    # DDP takes the mean over ranks where one process has the sum.
+                    accelerator.backward(session.ranks.count * (policy_loss + kl_loss))
+                    batch.record(micro, log_ratio, policy_loss, kl_loss, entropy, clipped, kl)
+                batch.step(optimizer, accelerator.clip_grad_norm_, reduced=True)
 
-                # 1. Collect: a group of completions per task, scored and compared with one another.
-                with timer("rollout"):
-                    groups = collector.train(train_tasks, step)
-                    groups = with_advantages(groups, objective.advantages)
-                with timer("log_probs"):
-                    experiences = experiences_from(groups, mask_truncated=config.overlong == "mask")
-                    buffer.clear()
-                    buffer.extend(ranks.split(experiences, score))
-
-                # 2. Learn: clipped policy-gradient steps over the buffer.
-                steps: list[StepSums] = []
-                with timer("train"):
-                    for epoch in range(config.epochs_per_step):
-                        passed = len(steps)
-                        shuffle = stream(config.seed, "shuffle", step, epoch)
-                        for batch in buffer.batches(config.train_batch_size, shuffle):
-                            share = ranks.share(sorted(batch, key=len))
-                            sums = accumulate_gradients(
-                                accelerator, objective, policy, share, totals_of(batch), config
-                            )
-                            rate = learning_rate(config, state.global_step, total_steps)
-                            logger.log_gradients(state.global_step)
-                            norm = optimizer_step(optimizer, rate, config.max_grad_norm, clip)
-                            state.global_step += 1
-                            sums.finish(norm, rate)
-                            steps.append(sums)
-                            logger.log_training_step(state.global_step, sums.metrics())
-                            if not statistics.count_step(norm):
-                                logger.log_invalid_step(state.global_step, batch)
-                        logger.log_batch(step + 1, epoch_metrics(steps[passed:]))
-
-                # 3. Report and save.
-                logger.log_batch(step + 1, ddp_metrics(accelerator))
-                metrics = batch_metrics(statistics, groups, list(buffer), steps, timer)
-                logger.log_batch(step + 1, metrics)
-                logger.log_rollouts(step + 1, groups, list(buffer))
-                state.stop_if_diverged(step + 1)
-                if config.saves_checkpoint(step + 1):
-                    with timer("checkpoint"):
-                        saved = {"checkpoint/saved": 1.0, "checkpoint/step": step + 1}
-                        logger.log_batch(step + 1, saved)
-                        state.begin(step + 1)
-                        state.save()
-
-        state.save()
-        if not finished:
-            logger.say(f"stopped after step {step} (--resume continues): {run.directory.path}")
-            sys.exit(interruption.exit_code)
-        final = {**statistics.final(state.global_step), "checkpoint/final_saved": 1.0}
-        logger.log_batch(step, final)
-        logger.log_media(step, statistics.criteria_summary())
-        logger.say(before_and_after(run))
+            # 3. Report.
+            session.report(step, groups, experiences)
+            session.log(step, ddp_metrics(accelerator))
 
 
 if __name__ == "__main__":

@@ -7,69 +7,34 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
-
-import transformers
 
 from common.errors import UserError
-from common.flags import train_config as shared
-from common.flags.train_config import UNRESOLVED
+from common.flags.train_config import by_model
+from common.models.load import load_tokenizer
 from common.own_code import code_of_the_user, import_function
 from common.rewards.answers import is_tagged
 from common.rewards.question_answering import answer_f1, is_exact_match
 from common.rewards.reward import RewardFunction
 from common.rewards.tool_use import tool_call_format
 from common.rewards.transcript import Transcript
-from common.tasks.search_tasks import DOCUMENTS, QUESTIONS
+from common.tasks.search_tasks import DOCUMENTS
 from common.tasks.task import Task
 from common.tools.passages import Passage
 from common.tools.search import Retriever, open_retriever, search_tools
 from common.tools.toolbox import ToolFunction
 from common.training.conversations import MultiTurnConfig
+from common.training.task_order import load_task_split
 
-BUNDLED_DEFAULTS = {
-    **shared.BUNDLED_DEFAULTS,
-    "max_completion_tokens": 128,
-    "max_length": 512,
-    "max_tool_tokens": 320,
-    "tool_format": "tags",
-    "passage_tokens": 160,
-}
-MODEL_DEFAULTS = {
-    **shared.MODEL_DEFAULTS,
-    "max_length": 2048,
-    "max_tool_tokens": 768,
-    "tool_format": "hermes",
-    "passage_tokens": 256,
-    "system_prompt": (
-        "Answer the question from the documents: search them, search again if you must, then give "
-        "only the short answer inside <answer> </answer> tags."
-    ),
-}
+ANSWER_FROM_DOCUMENTS = (
+    "Answer the question from the documents: search them, search again if you must, then give "
+    "only the short answer inside <answer> </answer> tags."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(MultiTurnConfig):
-    """GRPO over conversations with a search tool."""
+class SearchConfig(MultiTurnConfig):
+    """Flags of conversations with a search tool."""
 
-    experiment: ClassVar[str] = "experiment_multiturn_qa"
-    default_wandb_project: ClassVar[str] = "tiny_grpo_multiturn_qa"
-    data_file: ClassVar[Path] = QUESTIONS
-    bundled_defaults: ClassVar[Mapping[str, object]] = BUNDLED_DEFAULTS
-    model_defaults: ClassVar[Mapping[str, object]] = MODEL_DEFAULTS
-
-    model_name: str = "tiny-search"
-    """Bundled name (tiny-search), directory, or Hub id of the policy."""
-    reward_weights: str = "answer_correct=1,answer_format=0.1"
-    """Weights of the rewards as name=w,...; a function that is not named is only logged."""
-    rollouts_per_step: int = 16
-    """Tasks per rollout batch (N), over all ranks."""
-    train_batch_size: int = 64
-    """Sequences per optimizer step, over all ranks: what the loss is averaged over."""
-    eval_interval: int = 10
-    """Evaluate every this many steps, besides the start and the end; 0 for those two alone."""
-    eval_samples: int = 640
-    """Held-out tasks to evaluate on; 0 turns evaluation off."""
     documents_path: Path = DOCUMENTS
     """Directory of .md and .txt files to search in."""
     retriever: str = "bm25"
@@ -77,7 +42,7 @@ class Config(MultiTurnConfig):
     retriever), or, as controls, random (any passages) and none (no tool to search with)."""
     passages_per_search: int = 2
     """Passages that a search shows."""
-    passage_tokens: int = UNRESOLVED
+    passage_tokens: int = by_model(bundled=160, other=256)
     """Most tokens of a passage. Default: 160 for a bundled model, else 256."""
 
     def __post_init__(self) -> None:
@@ -96,8 +61,19 @@ class RandomRetriever:
         return random.Random(query).sample(self.passages, min(count, len(self.passages)))
 
 
-def load_retriever(config: Config, tokenizer: transformers.PreTrainedTokenizerBase) -> Retriever:
-    """A retriever over the documents, in passages sized in tokens of the policy's."""
+def load_retriever(config: SearchConfig) -> Retriever:
+    """A retriever over the documents, in passages sized in tokens of the policy's.
+
+    Raises `UserError` for a task whose document is not among those that are searched.
+    """
+    retriever = _open_retriever(config)
+    train_tasks, held_out = load_task_split(config)
+    check_gold_documents(train_tasks + held_out, retriever)
+    return retriever
+
+
+def _open_retriever(config: SearchConfig) -> Retriever:
+    tokenizer = load_tokenizer(config.model_name)
 
     def count_tokens(texts: Sequence[str]) -> list[int]:
         encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
@@ -120,7 +96,7 @@ def load_retriever(config: Config, tokenizer: transformers.PreTrainedTokenizerBa
     return retriever
 
 
-def make_tools(config: Config, retriever: Retriever) -> Mapping[str, ToolFunction]:
+def make_tools(config: SearchConfig, retriever: Retriever) -> Mapping[str, ToolFunction]:
     """The tools that the policy has."""
     if config.retriever == "none":
         return {}

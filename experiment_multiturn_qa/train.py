@@ -11,181 +11,94 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 if importlib.util.find_spec("common") is None:
     sys.exit("`common` is not installed: run make setup, then source .venv/bin/activate")
 
 from question_answering import (
-    Config,
-    check_gold_documents,
+    ANSWER_FROM_DOCUMENTS,
+    SearchConfig,
     load_retriever,
     make_rewards,
     make_tools,
 )
-from rich.console import Console
 
-from common.algo.grpo import grpo
 from common.algo.kl import kl_divergence_k3
-from common.algo.objective import Objective
-from common.flags.train_config import resolve_defaults
-from common.logger.metrics import RunStatistics, StepSums, batch_metrics, epoch_metrics
-from common.logger.timer import Timer
-from common.logger.tool_metrics import (
-    conversation_metrics,
-    split_by_wording,
-    tool_evaluation_metrics,
-)
-from common.models.device import resolve_device
-from common.models.load import is_bundled, load_tokenizer
-from common.models.log_probs import TokenLogProbs
-from common.replay_buffer import (
-    Experience,
-    ReplayBuffer,
-    experiences_from,
-    micro_batches,
-    totals_of,
-    with_log_probs,
-)
+from common.flags.train_config import by_model, by_objective
+from common.replay_buffer import ReplayBuffer, with_advantages
 from common.rewards.question_answering import is_exact_match
-from common.rollout.generate import Interrupted
-from common.rollout.rollout import with_advantages
-from common.run.directory import open_run, start_run
-from common.training.collector import Collector, check_lengths
+from common.tasks.search_tasks import QUESTIONS
 from common.training.command_line import run_script
-from common.training.conversations import converse_with_tools, load_tool_chat
-from common.training.interruption import Interruption
-from common.training.models_of_a_run import load_models
-from common.training.open_logger import open_logger
-from common.training.optimizer import learning_rate, make_optimizer, optimizer_step, optimizer_steps
-from common.training.scoring import load_rewards
-from common.training.seeding import seed_everything, stream
-from common.training.state import TrainingState
-from common.training.task_order import is_evaluation_step, load_task_split
-from common.views.summary import before_and_after
+from common.training.session import open_session
 
 
-def accumulate_gradients(
-    objective: Objective, policy: TokenLogProbs, batch: list[Experience], config: Config
-) -> StepSums:
-    """The gradient of an optimizer batch, micro-batch by micro-batch."""
-    sums, totals = StepSums(), totals_of(batch)
-    for micro in micro_batches(batch, config.micro_batch_size, policy.model.device):
-        mask = micro.sampled
-        log_probs, entropy = policy(micro.token_ids, micro.attention_mask, mask)
-        per_token, ratio, clipped = objective.per_token(
-            log_probs, micro.log_probs_old, micro.advantages, mask
-        )
-        loss = objective.aggregate(per_token, mask, totals)
-        watched = {"entropy": entropy, "clip_fraction": clipped}
-        if micro.log_probs_ref is not None:
-            watched["kl"] = kl_divergence_k3(log_probs, micro.log_probs_ref, mask)
-            loss = loss + config.kl_weight * objective.aggregate(watched["kl"], mask, totals)
-        loss.backward()
-        sums.add(loss, micro, ratio, **watched)
-    return sums
+@dataclass(frozen=True, kw_only=True)
+class Config(SearchConfig):
+    """GRPO over conversations with a search tool."""
+
+    experiment: ClassVar[str] = "experiment_multiturn_qa"
+    default_wandb_project: ClassVar[str] = "tiny_grpo_multiturn_qa"
+    data_file: ClassVar[Path] = QUESTIONS
+    evaluated_apart: ClassVar[str | None] = "new_wording"
+
+    model_name: str = "tiny-search"
+    """Bundled name (tiny-search), directory, or Hub id of the policy."""
+    system_prompt: str = by_model(bundled="", other=ANSWER_FROM_DOCUMENTS)
+    reward_weights: str = "answer_correct=1,answer_format=0.1"
+
+    objective: str = "grpo"
+    max_steps: int = by_model(bundled=25, other=100)
+    rollouts_per_step: int = 16
+    group_size: int = 8
+    max_completion_tokens: int = by_model(bundled=128, other=512)
+    max_turns: int = 4
+    max_tool_tokens: int = by_model(bundled=320, other=768)
+    max_length: int = by_model(bundled=512, other=2048)
+    train_batch_size: int = 64
+    epochs_per_step: int = 1
+    lr: float = by_model(bundled=4e-4, other=1e-6)
+    clip_eps: float = by_objective(0.2)
+    kl_weight: float = 0.01
+    eval_interval: int = 10
+    eval_samples: int = 640
 
 
-def main(config: Config, choose: Callable[[Config], Objective] = grpo) -> None:
-    console = Console()
-    config = resolve_defaults(config, bundled=is_bundled(config.model_name))
-    run = open_run(config, console.out)
-    objective = choose(config)
-    device = resolve_device(config.device)
-    train_tasks, held_out = load_task_split(config)
-    tokenizer = load_tokenizer(config.model_name)
-    retriever = load_retriever(config, tokenizer)
-    check_gold_documents(train_tasks + held_out, retriever)
-    rewards = load_rewards(config, train_tasks[0], console.out, make_rewards(retriever))
-    chat = load_tool_chat(config, tokenizer, make_tools(config, retriever))
-    check_lengths(config, chat, train_tasks + held_out)
-    seed_everything(config.seed)
-    policy, reference = load_models(config, device, run.weights)
-    statistics = RunStatistics()
-    optimizer = make_optimizer(config, policy)
-    state = TrainingState(run, policy.model, tokenizer, optimizer, statistics)
-    total_steps = optimizer_steps(config, config.max_steps)
-    interruption = Interruption(console.out, config.max_minutes)
-    collector = Collector(
-        config,
-        policy.model,
-        chat,
-        rewards,
-        is_exact_match,
-        interruption.signalled,
-        converse=converse_with_tools(config, chat),
-    )
-    buffer, timer = ReplayBuffer(), Timer()
+def main(config: Config) -> None:
+    retriever = load_retriever(config)
+    tools, rewards = make_tools(config, retriever), make_rewards(retriever)
+    with open_session(config, tools=tools, rewards=rewards, is_correct=is_exact_match) as session:
+        objective, learner, buffer = session.objective, session.learner, ReplayBuffer()
+        for step in session.steps():
+            # 1. Collect: a group of conversations per task, scored and compared with one another.
+            groups = session.rollouts(step)
+            experiences = session.score(groups)
+            groups, experiences = with_advantages(groups, experiences, objective.advantages)
+            buffer.clear()
+            buffer.extend(experiences)
 
-    record = start_run(run, config, policy)
-    with interruption, open_logger(config, run, record, console, state) as logger:
-        step, finished = run.step, False
-        with suppress(Interrupted):
-            for step in range(run.step, config.max_steps + 1):
-                state.begin(step)
-                if interruption.requested:
-                    break
-                if held_out and is_evaluation_step(config, step):
-                    with timer("evaluation"):
-                        evaluated = collector.evaluate(held_out)
-                    known, metrics = split_by_wording(evaluated)
-                    metrics |= tool_evaluation_metrics(known)
-                    logger.log_batch(step, metrics | statistics.add_evaluation(known))
-                    logger.log_samples(step, evaluated[:3], "held out")
-                    logger.log_errored(step, evaluated)
-                if finished := step == config.max_steps:
-                    break
+            # 2. Learn: clipped policy-gradient steps over the buffer.
+            for batch in learner.optimizer_batches(step, buffer):
+                for micro in batch.micro_batches():
+                    mask, kl, kl_loss = micro.sampled, None, 0.0
+                    log_probs, entropy = learner.policy(micro.token_ids, micro.attention_mask, mask)
+                    tokens = micro.tokens(log_probs, batch.totals)
+                    log_ratio = objective.log_ratio(log_probs, tokens.log_probs_old, mask)
+                    surrogate, clipped = objective.surrogate(log_ratio, tokens)
+                    if objective.correction is not None:
+                        surrogate = objective.correction(tokens) * surrogate
+                    policy_loss = objective.aggregate(surrogate, mask, batch.totals)
+                    if tokens.log_probs_ref is not None:
+                        kl = kl_divergence_k3(log_probs, tokens.log_probs_ref, mask)
+                        kl_loss = config.kl_weight * objective.aggregate(kl, mask, batch.totals)
+                    (policy_loss + kl_loss).backward()
+                    batch.record(micro, log_ratio, policy_loss, kl_loss, entropy, clipped, kl)
+                batch.step(learner.optimizer)
 
-                # 1. Collect: a group of completions per task, scored and compared with one another.
-                with timer("rollout"):
-                    groups = collector.train(train_tasks, step)
-                    groups = with_advantages(groups, objective.advantages)
-                with timer("log_probs"):
-                    size = config.micro_batch_size
-                    experiences = experiences_from(groups, mask_truncated=config.overlong == "mask")
-                    buffer.clear()
-                    buffer.extend(with_log_probs(experiences, policy, reference, size))
-
-                # 2. Learn: clipped policy-gradient steps over the buffer.
-                steps: list[StepSums] = []
-                with timer("train"):
-                    for epoch in range(config.epochs_per_step):
-                        passed = len(steps)
-                        shuffle = stream(config.seed, "shuffle", step, epoch)
-                        for batch in buffer.batches(config.train_batch_size, shuffle):
-                            sums = accumulate_gradients(objective, policy, batch, config)
-                            rate = learning_rate(config, state.global_step, total_steps)
-                            logger.log_gradients(state.global_step)
-                            norm = optimizer_step(optimizer, rate, config.max_grad_norm)
-                            state.global_step += 1
-                            sums.finish(norm, rate)
-                            steps.append(sums)
-                            logger.log_training_step(state.global_step, sums.metrics())
-                            if not statistics.count_step(norm):
-                                logger.log_invalid_step(state.global_step, batch)
-                        logger.log_batch(step + 1, epoch_metrics(steps[passed:]))
-
-                # 3. Report and save.
-                metrics = batch_metrics(statistics, groups, list(buffer), steps, timer)
-                logger.log_batch(step + 1, metrics | conversation_metrics(groups))
-                logger.log_rollouts(step + 1, groups, list(buffer))
-                state.stop_if_diverged(step + 1)
-                if config.saves_checkpoint(step + 1):
-                    with timer("checkpoint"):
-                        saved = {"checkpoint/saved": 1.0, "checkpoint/step": step + 1}
-                        logger.log_batch(step + 1, saved)
-                        state.begin(step + 1)
-                        state.save()
-
-        state.save()
-        if not finished:
-            logger.say(f"stopped after step {step} (--resume continues): {run.directory.path}")
-            sys.exit(interruption.exit_code)
-        final = {**statistics.final(state.global_step), "checkpoint/final_saved": 1.0}
-        logger.log_batch(step, final)
-        logger.log_media(step, statistics.criteria_summary())
-        logger.say(before_and_after(run))
+            # 3. Report.
+            session.report(step, groups, experiences)
 
 
 if __name__ == "__main__":

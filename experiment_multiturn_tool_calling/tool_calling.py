@@ -1,10 +1,9 @@
-"""What is particular to this experiment: its tool, its rewards, its defaults."""
+"""What is particular to this experiment: its tool, its rewards, its system prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from common.flags import train_config as shared
 from common.rewards.answers import is_correct, is_tagged
 from common.rewards.reward import RewardFunction
 from common.rewards.tool_use import tool_call_format, tool_execution
@@ -15,22 +14,10 @@ from common.tools.toolbox import ToolFunction
 
 TOOLS: Mapping[str, ToolFunction] = {"calc": calculate}
 
-BUNDLED_DEFAULTS = {
-    **shared.BUNDLED_DEFAULTS,
-    "max_completion_tokens": 96,
-    "max_length": 256,
-    "max_tool_tokens": 48,
-    "tool_format": "tags",
-}
-MODEL_DEFAULTS = {
-    **shared.MODEL_DEFAULTS,
-    "max_tool_tokens": 512,
-    "tool_format": "hermes",
-    "system_prompt": (
-        "Use the tools for every calculation. Then give only the final answer inside "
-        "<answer> </answer> tags."
-    ),
-}
+ANSWER_FROM_TOOLS = (
+    "Use the tools for every calculation. Then give only the final answer inside "
+    "<answer> </answer> tags."
+)
 
 
 def answer_format(completion: Transcript, task: Task) -> float:

@@ -13,7 +13,7 @@ from common.algo.objective import Objective
 from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import Experience, ExperienceBatch, micro_batches, totals_of
 from tests.helpers import random_experiences, random_model
-from tests.variants import VARIANTS
+from tests.variants import VARIANTS, token_losses
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -29,8 +29,8 @@ def loss_of(
     for batch in batches:
         log_probs, _ = policy(batch.token_ids, batch.attention_mask, batch.sampled)
         assert batch.log_probs_ref is not None
-        per_token, _, _ = objective.per_token(
-            log_probs, batch.log_probs_old, batch.advantages, batch.sampled
+        per_token = token_losses(
+            objective, log_probs, batch.log_probs_old, batch.advantages, batch.sampled
         )
         kl = kl_divergence_k3(log_probs, batch.log_probs_ref, batch.sampled)
         shares.append(objective.aggregate(per_token + kl_weight * kl, batch.sampled, totals))
@@ -56,13 +56,16 @@ def padded(batch: ExperienceBatch, count: int) -> ExperienceBatch:
         return torch.nn.functional.pad(values, (0, count), value=fill)
 
     assert batch.log_probs_ref is not None
+    assert batch.advantages is not None
     return replace(
         batch,
         token_ids=widen(batch.token_ids, 7),
         attention_mask=widen(batch.attention_mask, False),
         sampled=widen(batch.sampled, False),
+        log_probs_sampler=widen(batch.log_probs_sampler, float("nan")),
         log_probs_old=widen(batch.log_probs_old, float("nan")),
         log_probs_ref=widen(batch.log_probs_ref, float("-inf")),
+        advantages=widen(batch.advantages, float("nan")),
     )
 
 
@@ -94,13 +97,14 @@ class TestTheGradientIsTheSame:
 
 @pytest.mark.parametrize("objective", VARIANTS.values(), ids=VARIANTS.keys())
 def test_a_sequence_of_zero_advantage_adds_nothing_to_the_policy_term(objective):
-    experience = replace(random_experiences(1)[0], advantage=0.0)
+    experience = random_experiences(1)[0]
+    experience = replace(experience, advantages=torch.zeros(len(experience)))
     model = random_model(torch.float32)
     loss_of(objective, whole([experience]), model, kl_weight=0.0).backward()
     assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("CISPO", "GSPO")])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("cispo", "gspo")])
 def test_the_gradient_of_a_whole_model_equals_finite_differences(name):
     """In float64, along random directions; ratios are kept inside the clip range, where the loss
     is smooth. (CISPO's gradient is not that of its value, by its stop-gradient; GSPO's clip range

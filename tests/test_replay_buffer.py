@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.algo.aggregation import BatchTotals
 from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import (
     Experience,
@@ -11,6 +12,8 @@ from common.replay_buffer import (
     ReplayBuffer,
     experiences_from,
     micro_batches,
+    side_by_side,
+    with_advantages,
     with_log_probs,
 )
 from common.rewards.transcript import Transcript
@@ -24,7 +27,7 @@ CPU = torch.device("cpu")
 def experience(number: int, length: int = 4) -> Experience:
     zeros = torch.zeros(length)
     mask = torch.zeros(length, dtype=torch.bool)
-    return Experience(number, torch.full((length,), number), mask, 0.0, zeros, zeros)
+    return Experience(number, torch.full((length,), number), mask, zeros, zeros)
 
 
 def shuffle(seed: int = 0) -> np.random.Generator:
@@ -85,7 +88,7 @@ def test_a_padded_batch_by_hand():
         0,
         torch.tensor([5, 6, 7]),
         torch.tensor([False, True, True]),
-        1.5,
+        advantages=torch.tensor([1.5, 1.5, 1.5], dtype=torch.float64),
         log_probs_sampler=torch.tensor([0.0, -1.0, -2.0]),
         log_probs_old=torch.tensor([0.0, -1.25, -2.25]),
     )
@@ -93,7 +96,7 @@ def test_a_padded_batch_by_hand():
         1,
         torch.tensor([8, 9]),
         torch.tensor([False, True]),
-        -0.5,
+        advantages=torch.tensor([-0.5, -0.5], dtype=torch.float64),
         log_probs_sampler=torch.tensor([0.0, -3.0]),
         log_probs_old=torch.tensor([0.0, -3.25]),
     )
@@ -102,20 +105,34 @@ def test_a_padded_batch_by_hand():
     assert batch.attention_mask.tolist() == [[True, True, True], [True, True, False]]
     assert batch.sampled.tolist() == [[False, True, True], [False, True, False]]
     assert batch.log_probs_old.tolist() == [[0, -1.25, -2.25], [0, -3.25, 0]]
-    assert batch.advantages.tolist() == [1.5, -0.5]
+    assert batch.log_probs_sampler.tolist() == [[0, -1.0, -2.0], [0, -3.0, 0]]
+    assert batch.advantages is not None
+    assert batch.advantages.tolist() == [[1.5, 1.5, 1.5], [-0.5, -0.5, 0]]
+    assert batch.advantages.dtype == torch.float32
     assert batch.log_probs_ref is None
     assert (batch.num_tokens, len(batch)) == (5, 2)
 
 
-def test_experiences_carry_the_advantage_and_the_mask_of_their_rollout():
+def test_what_has_no_advantages_cannot_be_learned_from():
+    batch = ExperienceBatch.collate([experience(0, 3)], CPU)
+    with pytest.raises(ValueError, match="no advantages"):
+        batch.tokens(torch.zeros(1, 3), BatchTotals(1, 1))
+
+
+def test_experiences_carry_the_advantages_and_the_mask_of_their_rollout():
     segments = (Segment((5, 6), False), Segment((7,), True, (-0.5,)))
     answered = Rollout(Trajectory(segments, "stop"), Transcript(""), {}, 1.0, True)
     silent = Rollout(Trajectory(segments[:1], "context"), Transcript(""), {}, 0.0, False)
-    good, bad = experiences_from([Group(Task(3, "", ""), [answered, silent], [0.7, -0.7])])
+    groups = [Group(Task(3, "", ""), [answered, silent])]
+    groups, (good, bad) = with_advantages(groups, experiences_from(groups), lambda b: b.rewards)
+    assert [list(group.advantages) for group in groups] == [[1.0, 0.0]]
     assert good.token_ids.tolist() == [5, 6, 7]
     assert good.sampled.tolist() == [False, False, True]
     assert good.log_probs_old.tolist() == [0, 0, -0.5]
-    assert (good.advantage, bad.advantage, good.task_id) == (0.7, -0.7, 3)
+    assert good.advantages is not None
+    assert bad.advantages is not None
+    assert (good.advantages.tolist(), bad.advantages.tolist()) == ([1.0] * 3, [0.0] * 2)
+    assert good.task_id == 3
     assert not bad.sampled.any()
 
 
@@ -133,3 +150,58 @@ def test_log_probs_return_to_the_experience_they_belong_to(size):
         assert result.entropy is not None
         torch.testing.assert_close(result.entropy, entropy[0])
         assert not result.log_probs_old.requires_grad
+
+
+def compared() -> tuple[list[Group], list[Experience]]:
+    """Two groups, the first of conversations of two turns and of one, the second of one rollout."""
+    given, first, second = (
+        Segment((5, 6), False),
+        Segment((7,), True, (-0.5,)),
+        Segment((8, 9), True, (-1.0, -2.0)),
+    )
+
+    def rollout(reward: float, *segments: Segment) -> Rollout:
+        scores = {"right": reward, "short": 1 - reward}
+        return Rollout(Trajectory(segments, "stop"), Transcript(""), scores, reward, True)
+
+    long = rollout(1.0, given, first, given, second)
+    groups = [
+        Group(Task(3, "", ""), [long, rollout(0.0, given, first)]),
+        Group(Task(4, "", ""), [], errored=[long]),
+        Group(Task(5, "", ""), [rollout(0.5, given, second)]),
+    ]
+    return groups, experiences_from(groups)
+
+
+def test_advantages_see_the_whole_batch():
+    groups, experiences = compared()
+    policy = TokenLogProbs(random_model(torch.float64), 1.0)
+    batch = side_by_side(groups, with_log_probs(experiences, policy, policy, 2))
+    assert batch.rewards.tolist() == [1.0, 0.0, 0.5]
+    assert batch.rewards.dtype == torch.float64
+    assert {name: s.tolist() for name, s in batch.scores.items()} == {
+        "right": [1.0, 0.0, 0.5],
+        "short": [0.0, 1.0, 0.5],
+    }
+    assert batch.groups.tolist() == [0, 0, 1]
+    assert batch.turns.tolist() == [
+        [-1, -1, 0, -1, -1, 1, 1],
+        [-1, -1, 0, -1, -1, -1, -1],
+        [-1, -1, 0, 0, -1, -1, -1],
+    ]
+    assert (batch.mask == (batch.turns >= 0)).all()
+    assert batch.kl is not None
+    assert batch.kl.abs().max() == 0
+    assert side_by_side(groups, experiences).kl is None
+
+
+def test_advantages_may_be_one_per_token():
+    groups, experiences = compared()
+
+    def reward_to_go(batch):
+        return torch.where(batch.turns == 1, 2.0, batch.rewards[:, None])
+
+    groups, experiences = with_advantages(groups, experiences, reward_to_go)
+    rows = [e.advantages.tolist() for e in experiences if e.advantages is not None]
+    assert rows == [[0, 0, 1, 0, 0, 2, 2], [0, 0, 0], [0, 0, 0.5, 0.5]]
+    assert [list(group.advantages) for group in groups] == [[pytest.approx(5 / 3), 0], [], [0.5]]

@@ -17,7 +17,7 @@ from torch import Tensor
 from common.algo.aggregation import BatchTotals
 from common.algo.kl import kl_divergence_k3
 from common.algo.objective import Objective
-from tests.variants import MAX_TOKENS, VARIANTS
+from tests.variants import MAX_TOKENS, VARIANTS, token_losses
 
 grpo_trainer = pytest.importorskip(
     "trl.trainer.grpo_trainer", reason="TRL is not installed; make oracle installs it and runs this"
@@ -70,7 +70,7 @@ def with_gradient(loss: Tensor, log_probs: Tensor) -> tuple[float, Tensor]:
 
 def ours(objective: Objective, inputs: Inputs, kl_weight: float = 0.0) -> tuple[float, Tensor]:
     log_probs = inputs.log_probs.clone().requires_grad_()
-    per_token, _, _ = objective.per_token(log_probs, inputs.old, inputs.advantages, inputs.mask)
+    per_token = token_losses(objective, log_probs, inputs.old, inputs.advantages, inputs.mask)
     kl = kl_divergence_k3(log_probs, inputs.ref, inputs.mask)
     loss = objective.aggregate(per_token + kl_weight * kl, inputs.mask, inputs.totals)
     return with_gradient(loss, log_probs)
@@ -144,10 +144,10 @@ def theirs(
 @pytest.mark.parametrize(
     ("name", "loss_type", "eps", "eps_high", "level", "spread"),
     [
-        ("GRPO", "grpo", 0.2, 0.2, "token", 0.3),
-        ("Dr. GRPO", "dr_grpo", 0.2, 0.2, "token", 0.3),
-        ("DAPO", "dapo", 0.2, 0.28, "token", 0.3),
-        ("GSPO", "grpo", 3e-4, 4e-4, "sequence", 1e-3),
+        ("grpo", "grpo", 0.2, 0.2, "token", 0.3),
+        ("dr_grpo", "dr_grpo", 0.2, 0.2, "token", 0.3),
+        ("dapo", "dapo", 0.2, 0.28, "token", 0.3),
+        ("gspo", "grpo", 3e-4, 4e-4, "sequence", 1e-3),
     ],
 )
 def test_the_same_definition_gives_the_same_loss_and_gradient(
@@ -166,13 +166,13 @@ def test_the_same_definition_gives_the_same_loss_and_gradient(
 def test_cispo_differs_in_what_its_upper_bound_is_counted_from(inputs):
     """Ours is 1 + eps_high, as in the paper; TRL's is `epsilon_high` itself. Its default of 0.2
     therefore cuts every on-policy weight of 1 down to a fifth."""
-    loss, gradient = ours(VARIANTS["CISPO"], inputs)
+    loss, gradient = ours(VARIANTS["cispo"], inputs)
     expected_loss, expected = theirs(inputs, "cispo", 0.2, 1 + 0.3)
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-14)
 
     on_policy = replace(inputs, old=inputs.log_probs)
-    _, gradient = ours(VARIANTS["CISPO"], on_policy)
+    _, gradient = ours(VARIANTS["cispo"], on_policy)
     _, shrunk = theirs(on_policy, "cispo", 0.2, 0.2)
     torch.testing.assert_close(shrunk, 0.2 * gradient, rtol=1e-11, atol=1e-14)
 
@@ -182,7 +182,7 @@ def test_dapo_differs_in_the_tokens_it_divides_by_with_several_steps_per_generat
     optimizer step of the generation, which is another number where the steps are uneven."""
     tokens = inputs.totals.tokens
     other_step = 3 * tokens
-    loss, gradient = ours(VARIANTS["DAPO"], inputs)
+    loss, gradient = ours(VARIANTS["dapo"], inputs)
     their_loss, their_gradient = theirs(
         inputs,
         "dapo",
@@ -200,4 +200,4 @@ def test_advantages_of_trl_are_those_of_grpo():
     nanstd = pytest.importorskip("trl.trainer.utils").nanstd
     rewards = torch.tensor([1.0, 0.0, 0.25, 0.5], dtype=torch.float64)
     expected = (rewards - rewards.mean()) / (nanstd(rewards) + 1e-4)
-    torch.testing.assert_close(VARIANTS["GRPO"].advantages(rewards), expected)
+    torch.testing.assert_close(VARIANTS["grpo"].advantages(rewards), expected)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.algo.aggregation import BatchTotals
-from tests.variants import VARIANTS
+from tests.variants import VARIANTS, token_losses
 from tests.vectors.make import DIRECTORY, file_name, vector
 
 
@@ -28,7 +28,7 @@ def test_the_training_code_reproduces_the_file(name):
         totals = BatchTotals(
             case["sequences_in_optimizer_batch"], case["tokens_in_optimizer_batch"]
         )
-        per_token, _, _ = objective.per_token(log_probs, old, advantages, mask)
+        per_token = token_losses(objective, log_probs, old, advantages, mask)
         loss = objective.aggregate(per_token, mask, totals)
         loss.backward()
         assert loss.item() == pytest.approx(case["loss"], rel=1e-12)

@@ -1,6 +1,5 @@
-"""The variants of the literature, and each once more as a slow loop written from its paper.
-
-The rows are those of the table in CONTRIBUTING.
+"""The objectives of `common/algo/variants.py`, and each once more as a slow loop written from its
+paper.
 """
 
 from __future__ import annotations
@@ -11,62 +10,45 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from torch import Tensor
 
-from common.algo.advantages import (
-    group_advantages,
-    leave_one_out_advantages,
-    mean_centred_advantages,
-)
-from common.algo.aggregation import (
-    BatchTotals,
-    constant_length_mean,
-    sequence_mean,
-    token_mean,
-)
-from common.algo.clip import clipped_surrogate, clipped_weight, unclipped_surrogate
-from common.algo.objective import Objective
-from common.algo.ratio import sequence_log_ratio, token_log_ratio
+from common.algo.aggregation import BatchTotals
+from common.algo.objective import Objective, TokenBatch
+from common.algo.variants import VARIANTS as ROWS
+from common.algo.variants import defaults_of
 
 MAX_TOKENS = 11
 
-VARIANTS = {
-    "GRPO": Objective(
-        group_advantages,
-        token_log_ratio,
-        partial(clipped_surrogate, clip_eps=0.2, clip_eps_high=0.2),
-        sequence_mean,
-    ),
-    "Dr. GRPO": Objective(
-        mean_centred_advantages,
-        token_log_ratio,
-        partial(clipped_surrogate, clip_eps=0.2, clip_eps_high=0.2),
-        partial(constant_length_mean, max_tokens=MAX_TOKENS),
-    ),
-    "DAPO": Objective(
-        group_advantages,
-        token_log_ratio,
-        partial(clipped_surrogate, clip_eps=0.2, clip_eps_high=0.28),
-        token_mean,
-    ),
-    "GSPO": Objective(
-        group_advantages,
-        sequence_log_ratio,
-        partial(clipped_surrogate, clip_eps=3e-4, clip_eps_high=4e-4),
-        sequence_mean,
-    ),
-    "CISPO": Objective(
-        group_advantages,
-        token_log_ratio,
-        partial(clipped_weight, clip_eps_high=0.3),
-        token_mean,
-    ),
-    "RLOO": Objective(
-        leave_one_out_advantages,
-        token_log_ratio,
-        unclipped_surrogate,
-        partial(constant_length_mean, max_tokens=1),
-    ),
-}
+
+@dataclass(frozen=True)
+class Flags:
+    """Those of a run in which the user gives none, but for the generation budget."""
+
+    clip_eps: float = 0.2
+    clip_eps_high: float | None = None
+    max_completion_tokens: int = MAX_TOKENS
+
+
+VARIANTS = {name: row(Flags(**defaults_of(row))) for name, row in ROWS.items()}
+
+
+def token_losses(
+    objective: Objective, log_probs: Tensor, log_probs_old: Tensor, advantages: Tensor, mask: Tensor
+) -> Tensor:
+    """The loss of each token, as the train scripts compute it, from the advantages of sequences or
+    of tokens."""
+    tokens = TokenBatch(
+        log_probs,
+        log_probs_old,
+        log_probs_old,
+        None,
+        advantages if advantages.ndim == 2 else advantages[:, None].expand(mask.shape),
+        mask,
+        BatchTotals(1, 1),
+    )
+    log_ratio = objective.log_ratio(log_probs, log_probs_old, mask)
+    loss, _ = objective.surrogate(log_ratio, tokens)
+    return loss
 
 
 @dataclass(frozen=True)
@@ -135,18 +117,18 @@ def _reinforce(
 
 
 _SEQUENCE_LOSSES = {
-    "GRPO": partial(_ppo, low=0.2, high=0.2),
-    "Dr. GRPO": partial(_ppo, low=0.2, high=0.2),
-    "DAPO": partial(_ppo, low=0.2, high=0.28),
-    "GSPO": _gspo,
-    "CISPO": _cispo,
-    "RLOO": _reinforce,
+    "grpo": partial(_ppo, low=0.2, high=0.2),
+    "dr_grpo": partial(_ppo, low=0.2, high=0.2),
+    "dapo": partial(_ppo, low=0.2, high=0.28),
+    "gspo": _gspo,
+    "cispo": _cispo,
+    "rloo": _reinforce,
 }
 _WEIGHTS: dict[str, Callable[[int, BatchTotals], float]] = {
-    "GRPO": lambda length, totals: 1 / length / totals.sequences,
-    "Dr. GRPO": lambda length, totals: 1 / (totals.sequences * MAX_TOKENS),
-    "DAPO": lambda length, totals: 1 / totals.tokens,
-    "GSPO": lambda length, totals: 1 / length / totals.sequences,
-    "CISPO": lambda length, totals: 1 / totals.tokens,
-    "RLOO": lambda length, totals: 1 / totals.sequences,
+    "grpo": lambda length, totals: 1 / length / totals.sequences,
+    "dr_grpo": lambda length, totals: 1 / (totals.sequences * MAX_TOKENS),
+    "dapo": lambda length, totals: 1 / totals.tokens,
+    "gspo": lambda length, totals: 1 / length / totals.sequences,
+    "cispo": lambda length, totals: 1 / totals.tokens,
+    "rloo": lambda length, totals: 1 / totals.sequences,
 }

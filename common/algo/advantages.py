@@ -1,15 +1,46 @@
-"""How much better a completion is than the others of its group: the first of four choices.
+"""How much better a completion is than the others.
 
-Each function takes the rewards of one group and gives one advantage per reward. A group of equal
-rewards gets exactly zero, decided by comparison: the mean of fifteen rewards of 17.3 is not 17.3 in
-floating point. Fewer than two rewards have no baseline and raise `ValueError`.
+An objective sees a whole batch, with all that is known of it before it is learned from. Most
+compare within groups: their functions take the rewards of one and give one advantage per reward. A
+group of equal rewards gets exactly zero, decided by comparison: the mean of fifteen rewards of 17.3
+is not 17.3 in floating point. Fewer than two rewards have no baseline and raise `ValueError`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ComparedBatch:
+    """All rollouts of a step side by side, scored by rewards and by models."""
+
+    rewards: Float[Tensor, " batch"]
+    """The weighted sums that are to be maximised, in float64."""
+    scores: Mapping[str, Float[Tensor, " batch"]]
+    """What each reward function gave, by name."""
+    groups: Int[Tensor, " batch"]
+    """The number of the group that a rollout belongs to, from 0 and in order."""
+    turns: Int[Tensor, "batch time"]
+    """The turn of the policy that a sampled token belongs to, from 0; -1 on all other tokens."""
+    kl: Float[Tensor, "batch time"] | None
+    """The KL estimate of each token (k3, in nats), if there is a reference."""
+    mask: Bool[Tensor, "batch time"]
+    """True on the tokens that are learned from."""
+
+
+def within_groups(
+    batch: ComparedBatch, *, advantages: Callable[[Tensor], Tensor]
+) -> Float[Tensor, " batch"]:
+    """One advantage per rollout, from the rewards of its own group alone."""
+    _, sizes = batch.groups.unique_consecutive(return_counts=True)
+    return torch.cat([advantages(rewards) for rewards in batch.rewards.split(sizes.tolist())])
+
 
 # Keeps a group whose rewards differ by rounding alone from being blown up to unit variance.
 STD_EPSILON = 1e-4

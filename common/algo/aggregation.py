@@ -1,4 +1,4 @@
-"""From losses per token to the loss of an optimizer batch: the last of four choices.
+"""From losses per token to the loss of an optimizer batch.
 
 Each function gives the share of a micro-batch. Denominators are counted over the whole optimizer
 batch, so that shares add up to its loss however it was split.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-
-from common.algo.masking import masked_mean, masked_sum
 
 
 @dataclass(frozen=True)
@@ -52,3 +51,17 @@ def constant_length_mean(
     Understanding R1-Zero-Like Training, arXiv 2503.20783.
     """
     return masked_sum(per_token, mask).sum() / (totals.sequences * max_tokens)
+
+
+def masked_sum(
+    values: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, " batch"]:
+    """Sum over time. What the mask leaves out, NaN included, has no value and no gradient."""
+    return torch.where(mask, values, 0.0).sum(dim=-1)
+
+
+def masked_mean(
+    values: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, " batch"]:
+    """Mean over time; a row without a position that counts has mean 0."""
+    return masked_sum(values, mask) / mask.sum(dim=-1).clamp(min=1)

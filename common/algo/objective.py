@@ -1,41 +1,90 @@
-"""A policy-gradient objective as four choices; the variants of the literature are its rows."""
+"""A policy-gradient objective as five choices; the variants of the literature are its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from common.algo.advantages import ComparedBatch
 from common.algo.aggregation import BatchTotals
 
 
 @dataclass(frozen=True)
-class Objective:
-    """Four functions that say what is maximised. CONTRIBUTING has a table of combinations."""
+class TokenBatch:
+    """What is known of the tokens of a micro-batch when their loss is computed.
 
-    advantages: Callable[[Tensor], Tensor]
-    """From the rewards of a group to one advantage each (`common.algo.advantages`)."""
+    Log-probs are in nats, and mean nothing where `mask` is False.
+    """
+
+    log_probs: Float[Tensor, "batch time"]
+    """Under the policy that learns: the only ones with a gradient."""
+    log_probs_old: Float[Tensor, "batch time"]
+    """Under the same policy before the first update from this batch, as the learner computes it."""
+    log_probs_sampler: Float[Tensor, "batch time"]
+    """Under what sampled, as the sampler saw them."""
+    log_probs_ref: Float[Tensor, "batch time"] | None
+    """Under the model that the run started from, if it is there."""
+    advantages: Float[Tensor, "batch time"]
+    mask: Bool[Tensor, "batch time"]
+    """True on the tokens that the policy sampled and learns from."""
+    totals: BatchTotals
+    """Of the optimizer batch that this is a part of."""
+
+
+Surrogate = tuple[Float[Tensor, "batch time"], Bool[Tensor, "batch time"] | None]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What an objective logs beside what all of them do."""
+
+    of_advantages: Callable[[Sequence[float]], Mapping[str, float]] | None = None
+    """From a batch's advantages, one per rollout, to metrics."""
+    policy_loss: str | None = None
+    """Name under `training_step/` of the loss without its KL penalty."""
+    kl_loss: str | None = None
+    """Name under `training_step/` of the KL penalty, weighted."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Text that is logged once."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Five functions that say what is maximised. `common.algo.variants` has the table of them."""
+
+    advantages: Callable[[ComparedBatch], Tensor]
+    """From a batch of scored rollouts to one advantage per rollout (batch) or per token
+    (batch, time) (`common.algo.advantages`)."""
     log_ratio: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """From log-probs, old log-probs and mask to log(ratio) per token (`common.algo.ratio`)."""
-    clip: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    """From log-ratio, log-probs and advantages to loss per token, and which tokens were clipped
-    (`common.algo.clip`)."""
+    """From log-probs, old log-probs and mask to log(ratio) per token (`common.algo.surrogate`)."""
+    surrogate: Callable[[Tensor, TokenBatch], Surrogate]
+    """From log-ratio and tokens to loss per token, and which tokens were clipped, None if it clips
+    nothing (`common.algo.surrogate`)."""
     aggregate: Callable[[Tensor, Tensor, BatchTotals], Tensor]
     """From loss per token, mask and totals of the optimizer batch to the micro-batch's share
     (`common.algo.aggregation`)."""
+    correction: Callable[[TokenBatch], Tensor] | None = None
+    """From tokens to the weight of each in the policy's loss, for a sampler that is not quite the
+    policy that learns; None takes them for the same."""
+    extras: Extras = field(default_factory=Extras)
 
-    def per_token(
-        self,
-        log_probs: Float[Tensor, "batch time"],
-        log_probs_old: Float[Tensor, "batch time"],
-        advantages: Float[Tensor, " batch"],
-        mask: Bool[Tensor, "batch time"],
-    ) -> tuple[
-        Float[Tensor, "batch time"], Float[Tensor, "batch time"], Bool[Tensor, "batch time"]
-    ]:
-        """Loss per token, ratio per token, and which tokens were clipped."""
-        log_ratio = self.log_ratio(log_probs, log_probs_old, mask)
-        loss, clipped = self.clip(log_ratio, log_probs, advantages)
-        return loss, log_ratio.detach().exp(), clipped
+    def describe(self) -> dict[str, str]:
+        """The functions by the names of their choices, with the values bound to them."""
+        names = ("advantages", "log_ratio", "correction", "surrogate", "aggregate")
+        chosen = {name: getattr(self, name) for name in names}
+        return {name: _describe(choice) for name, choice in chosen.items() if choice is not None}
+
+
+def _describe(function: Callable[..., object]) -> str:
+    if not isinstance(function, partial):
+        return str(getattr(function, "__name__", function))
+    bound = [_describe(value) if callable(value) else repr(value) for value in function.args]
+    bound += [
+        f"{name}={_describe(value) if callable(value) else value!r}"
+        for name, value in function.keywords.items()
+    ]
+    return f"{_describe(function.func)}({', '.join(bound)})"

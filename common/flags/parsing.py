@@ -16,7 +16,7 @@ import tyro
 
 from common.command import complaint_as_line
 from common.errors import UserError
-from common.flags.train_config import UNRESOLVED, ConfigType, TrainConfig
+from common.flags.train_config import ConfigType, OpenDefault, TrainConfig
 from common.models.load import is_bundled
 
 # Names that older guides use.
@@ -51,12 +51,20 @@ def parse_config(
         if stop.code in (0, None):
             raise
         raise UserError(complaint_as_line(complaint.getvalue())) from None
+    open_flags = {
+        field.name
+        for field in dataclasses.fields(config_class)
+        if isinstance(field.default, OpenDefault)
+    }
     values = {
         field.name: getattr(getattr(parsed, name), field.name)
         for name, group in groups.items()
         for field in dataclasses.fields(group)
     }
-    return config_class(**{name: _anchored(name, value) for name, value in values.items()})
+    given = {
+        name: value for name, value in values.items() if name not in open_flags or value is not None
+    }
+    return config_class(**{name: _anchored(name, value) for name, value in given.items()})
 
 
 def _anchored(name: str, value: Any) -> Any:
@@ -84,11 +92,13 @@ def _flag_groups(config_class: type[TrainConfig], defaults: Mapping[str, Any]) -
     for field in dataclasses.fields(config_class):
         home = shared_home.get(field.name, "ExperimentFlags").removesuffix("Flags").lower()
         hint = hints[field.name]
+        is_open = isinstance(field.default, OpenDefault)
         annotated = Annotated[
-            hint | None if field.default is UNRESOLVED else hint,
+            hint | None if is_open else hint,
             tyro.conf.arg(help=help_texts[field.name], aliases=ALIASES.get(field.name)),
         ]
-        default = dataclasses.field(default=defaults.get(field.name, field.default))
+        own = None if is_open else field.default
+        default = dataclasses.field(default=defaults.get(field.name, own))
         members.setdefault(home, []).append((field.name, annotated, default))
     order = sorted(members, key=lambda home: home != "experiment")
     return {home: dataclasses.make_dataclass(home, members[home], frozen=True) for home in order}

@@ -12,31 +12,48 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
+from common.algo.variants import defaults_of
 from common.errors import UserError
+from common.flags.objective import find_row
 from common.models.load import ModelOptions
 from common.tasks.math_tasks import DATA_FILE
 
-# Default of a flag whose value depends on the model; `resolve_defaults` fills it in.
-UNRESOLVED: Any = None
+ASKS_FOR_TAGS = (
+    "Reason about the question step by step inside <{tag}> </{tag}> tags, "
+    "then give only the final answer inside <answer> </answer> tags."
+)
 
-# What a flag means when it is not given, for a bundled model and for any other.
-BUNDLED_DEFAULTS = {
-    "lr": 4e-4,
-    "max_steps": 25,
-    "max_completion_tokens": 64,
-    "max_length": 160,
-    "system_prompt": "",
-}
-MODEL_DEFAULTS = {
-    "lr": 1e-6,
-    "max_steps": 100,
-    "max_completion_tokens": 512,
-    "max_length": 1024,
-    "system_prompt": (
-        "Reason about the question step by step inside <{tag}> </{tag}> tags, "
-        "then give only the final answer inside <answer> </answer> tags."
-    ),
-}
+
+class OpenDefault:
+    """The default of a flag that is not known before model and objective are.
+
+    `resolve_defaults` puts the value in its place.
+    """
+
+
+@dataclass(frozen=True)
+class ByModel(OpenDefault):
+    """One value for a bundled model, another for any other."""
+
+    bundled: Any
+    other: Any
+
+
+@dataclass(frozen=True)
+class ByObjective(OpenDefault):
+    """What the objective's own row says, or else this."""
+
+    otherwise: Any
+
+
+def by_model(*, bundled: Any, other: Any) -> Any:
+    """A default for a field of any type."""
+    return ByModel(bundled, other)
+
+
+def by_objective(otherwise: Any) -> Any:
+    """A default for a field of any type."""
+    return ByObjective(otherwise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +75,7 @@ class ModelFlags:
     """Scale of the adapters. Default: twice the rank."""
     load_in_4bit: bool = False
     """Hold the frozen weights under LoRA in 4 bits (needs the extra [quant] and CUDA)."""
-    system_prompt: str = UNRESOLVED
+    system_prompt: str = by_model(bundled="", other=ASKS_FOR_TAGS)
     """System message of every conversation. Default: none for tiny, one that asks for the tags
     for any other model; give "" for none."""
     reasoning_tag: str = "think"
@@ -96,17 +113,17 @@ class RolloutFlags:
     """Sampling temperature; log-probs everywhere are taken at the same one."""
     top_p: float = 1.0
     """Nucleus sampling. Below 1 the sampled distribution is not the one that is learned."""
-    max_completion_tokens: int = UNRESOLVED
+    max_completion_tokens: int = by_model(bundled=64, other=512)
     """Most sampled tokens per conversation, as far as --max-length allows. Default: 64
     for tiny, else 512."""
-    max_length: int = UNRESOLVED
+    max_length: int = by_model(bundled=160, other=1024)
     """Most tokens in a sequence, prompt included; a completion that meets it ends there.
     Default: 160 for tiny, else 1024."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerFlags:
-    max_steps: int = UNRESOLVED
+    max_steps: int = by_model(bundled=25, other=100)
     """Rollout batches to run. Default: 25 for tiny, else 100."""
     train_batch_size: int = 128
     """Sequences per optimizer step, over all ranks: what the loss is averaged over."""
@@ -114,7 +131,7 @@ class OptimizerFlags:
     """Sequences per forward pass. Costs memory; changes no number beyond rounding."""
     epochs_per_step: int = 1
     """Passes over the replay buffer per rollout batch."""
-    lr: float = UNRESOLVED
+    lr: float = by_model(bundled=4e-4, other=1e-6)
     """AdamW's learning rate. Default: 4e-4 for tiny, else 1e-6."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up: constant, or a decay to zero."""
@@ -132,15 +149,19 @@ class OptimizerFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveFlags:
+    objective: str = "grpo"
+    """What is maximised: grpo, dr_grpo, dapo, gspo, cispo, rloo, or module:function or
+    file.py:function of your own, from the flags to an Objective."""
     kl_weight: float = 0.01
     """Weight of the KL penalty towards the model that the run started from; 0 loads no such
     reference."""
     monitor_kl: bool = False
     """Load the reference and log the KL even if its weight is 0."""
-    clip_eps: float = 0.2
-    """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]."""
-    clip_eps_high: float | None = None
-    """Upper clip range. Default: the same as clip_eps."""
+    clip_eps: float = by_objective(0.2)
+    """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]. Default: the
+    objective's own, 0.2 for most."""
+    clip_eps_high: float | None = by_objective(None)
+    """Upper clip range. Default: the objective's own, for most the same as clip_eps."""
     overlong: Literal["keep", "mask", "penalty"] = "keep"
     """Completions that were cut at their limit: keep them, mask them out of the loss, or take a
     penalty from their reward (DAPO's soft overlong punishment)."""
@@ -242,14 +263,12 @@ class TrainConfig(
     """Name of the experiment's directory, here and under the root of all runs."""
     data_file: ClassVar[Path] = DATA_FILE
     """The tasks where --data-path names none."""
-    bundled_defaults: ClassVar[Mapping[str, object]] = BUNDLED_DEFAULTS
-    model_defaults: ClassVar[Mapping[str, object]] = MODEL_DEFAULTS
     bundled_task_limits: ClassVar[Mapping[str, object]] = {"max_terms": 4, "max_digits": 1}
     """What a bundled model leaves out of the experiment's own tasks."""
     default_wandb_project: ClassVar[str]
     """Project where neither --wandb-project nor WANDB_PROJECT names one."""
-    many_processes: ClassVar[bool] = False
-    """Whether the experiment splits its work when it is launched as several processes."""
+    evaluated_apart: ClassVar[str | None] = None
+    """Column of the held-out tasks that are evaluated apart from the others."""
 
     def __post_init__(self) -> None:
         check = _Checker(self)
@@ -331,7 +350,7 @@ class _Checker:
 
     def __call__(self, name: str, accepts: Callable, accepted: str) -> None:
         value = getattr(self._config, name)
-        if value is not None and not accepts(value):
+        if not (value is None or isinstance(value, OpenDefault) or accepts(value)):
             raise UserError(f"--{name.replace('_', '-')} {value}: must be {accepted}")
 
 
@@ -344,10 +363,21 @@ ConfigType = TypeVar("ConfigType", bound=TrainConfig)
 
 
 def resolve_defaults(config: ConfigType, *, bundled: bool) -> ConfigType:
-    """The config with every default that depends on the model filled in."""
-    defaults = dict(config.bundled_defaults if bundled else config.model_defaults)
-    defaults["system_prompt"] = str(defaults["system_prompt"]).format(tag=config.reasoning_tag)
+    """The config with every default that depends on model or objective filled in.
+
+    Raises `UserError` for an objective that is not there.
+    """
+    of_row = defaults_of(find_row(config.objective))
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        match getattr(config, field.name):
+            case ByModel(bundled_value, other_value):
+                values[field.name] = bundled_value if bundled else other_value
+            case ByObjective(otherwise):
+                values[field.name] = of_row.get(field.name, otherwise)
+    if "system_prompt" in values:
+        values["system_prompt"] = values["system_prompt"].format(tag=config.reasoning_tag)
     if bundled and config.data_path is None:
-        defaults |= config.bundled_task_limits
-    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
-    return dataclasses.replace(config, **missing)
+        limits = config.bundled_task_limits.items()
+        values |= {name: limit for name, limit in limits if getattr(config, name) is None}
+    return dataclasses.replace(config, **values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -66,6 +67,11 @@ class Logger:
         self._recorder = recorder
         self._reported: set[str] = set()
 
+    @classmethod
+    def silent(cls) -> Logger:
+        """One that logs nothing."""
+        return cls([], Console(quiet=True), Path(os.devnull))
+
     def __enter__(self) -> Logger:
         return self
 
@@ -88,7 +94,7 @@ class Logger:
         """Log the `training_step/*` of one optimizer step."""
         self._log({STEP_AXIS: global_step, **metrics})
 
-    def log_gradients(self, global_step: int) -> None:
+    def snapshot_gradients(self, global_step: int) -> None:
         """Record the gradients that the optimizer is about to use, if there are to be figures."""
 
         def take(recorder: Recorder) -> None:

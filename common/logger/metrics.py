@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from common.logger.media import Table
-from common.logger.timer import Timer
 from common.replay_buffer import Experience, ExperienceBatch
 from common.rewards.answers import is_tagged
 from common.rollout.trajectory import Group, Rollout
@@ -119,12 +118,13 @@ def preference_metrics(experiences: Iterable[Experience]) -> Metrics:
     chosen: list[float] = []
     rejected: list[float] = []
     for experience in experiences:
-        if experience.log_probs_ref is None:
+        if experience.log_probs_ref is None or experience.advantages is None:
             continue
         shift = float((experience.log_probs_old - experience.log_probs_ref).double().sum())
-        if experience.advantage > 0:
+        advantage = float(experience.advantages.mean())
+        if advantage > 0:
             chosen.append(shift)
-        elif experience.advantage < 0:
+        elif advantage < 0:
             rejected.append(shift)
     if not chosen or not rejected:
         return {}
@@ -186,7 +186,8 @@ class RunStatistics:
         self.invalid_in_a_row = 0
 
     def add_batch(self, groups: Sequence[Group]) -> Metrics:
-        """Remember a batch; returns its `rewards/*` and `criteria/*`."""
+        """Remember a batch that was learned from; returns its `rewards/*` and `criteria/*`, and how
+        many optimizer steps were skipped so far."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         metrics: Metrics = {}
         for name in rollouts[0].scores:
@@ -207,6 +208,7 @@ class RunStatistics:
         self.total_batches += 1
         self.best_mean_return = max(self.best_mean_return, mean_return)
         metrics["rewards/total_mean"] = mean_return
+        metrics["training/invalid_loss_count"] = float(self.invalid_losses)
         metrics["rewards/correctness_rate"] = statistics.fmean(r.correct for r in rollouts)
         return metrics
 
@@ -398,26 +400,29 @@ def _share_correct(rollouts: Sequence[Rollout]) -> float:
 
 
 def batch_metrics(
-    statistics: RunStatistics,
     groups: Sequence[Group],
     experiences: Sequence[Experience],
     steps: Sequence[StepSums],
-    timer: Timer,
+    seconds: Mapping[str, float],
 ) -> Metrics:
-    """All that is plotted over rollout batches: the batch, its rewards, its cost."""
-    sampled = sum(rollout.trajectory.num_sampled for group in groups for rollout in group.rollouts)
-    learned = sum(step.tokens for step in steps)
-    return {
+    """What is plotted over rollout batches, but for what a run remembers: the batch and its cost.
+
+    `seconds` are those of the phases `rollout` and `train`, as far as there were any.
+    """
+    metrics = {
         **rollout_metrics(groups, experiences),
-        **statistics.add_batch(groups),
         **preference_metrics(experiences),
         **system_metrics(len(experiences)),
-        "training/invalid_loss_count": float(statistics.invalid_losses),
-        "perf/rollout_tokens_per_s": sampled / timer.seconds["rollout"],
-        "perf/train_tokens_per_s": learned / timer.seconds["train"],
-        "perf/padding_fraction": 1 - learned / sum(step.positions for step in steps),
-        **timer.lap(),
     }
+    if "rollout" in seconds:
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        sampled = sum(rollout.trajectory.num_sampled for rollout in rollouts)
+        metrics["perf/rollout_tokens_per_s"] = sampled / seconds["rollout"]
+    if steps:
+        learned = sum(step.tokens for step in steps)
+        metrics["perf/train_tokens_per_s"] = learned / seconds["train"]
+        metrics["perf/padding_fraction"] = 1 - learned / sum(step.positions for step in steps)
+    return metrics
 
 
 def system_metrics(replay_buffer_size: int) -> Metrics:

@@ -30,20 +30,30 @@ class Timer:
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
+        self._phase = "evaluation"
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        """What is raised in a phase leaves it in hand, for `explain_lack_of_memory` to name it."""
         start = time.perf_counter()
+        self._phase = phase
         try:
             yield
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(f"out of memory in {phase}: lower {REMEDIES[phase]}") from None
         finally:
             elapsed = time.perf_counter() - start
             self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
+
+    @contextmanager
+    def explain_lack_of_memory(self) -> Iterator[None]:
+        """Raise a `UserError` that says in which phase memory ran out, and what takes less."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            remedy = REMEDIES[self._phase]
+            raise UserError(f"out of memory in {self._phase}: lower {remedy}") from None
 
     def lap(self) -> dict[str, float]:
         """`time/*` of the lap that ends here, `time/step_s` being all of it."""

@@ -8,7 +8,7 @@ from typing import get_args
 
 import numpy as np
 
-from common.logger.metrics import Metrics, evaluation_metrics
+from common.logger.metrics import Metrics
 from common.rollout.multi_turn import StopReason
 from common.rollout.trajectory import Group, Rollout
 from common.tools.calls import CallRecord, Status
@@ -49,15 +49,6 @@ def tool_evaluation_metrics(groups: Sequence[Group]) -> Metrics:
         "eval/tool_use_rate": _share_with_a_good_call(rollouts),
         "eval/turns_mean": float(np.mean([_num_turns(rollout) for rollout in rollouts])),
     }
-
-
-def split_by_wording(groups: Sequence[Group]) -> tuple[list[Group], Metrics]:
-    """Groups in words that training knows, and the accuracy on the others."""
-    known = [group for group in groups if not group.task.columns.get("new_wording")]
-    new = [group for group in groups if group.task.columns.get("new_wording")]
-    if not new:
-        return known, {}
-    return known, {"eval/accuracy_new_wording": evaluation_metrics(new)["eval/accuracy"]}
 
 
 def _call_metrics(calls: Sequence[CallRecord]) -> Metrics:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-
-import torch
 
 from common.rewards.reward import Reward, score
 from common.rewards.transcript import Transcript
@@ -90,18 +87,3 @@ def _group(task: Task, rollouts: Sequence[Rollout]) -> Group:
         [rollout for rollout in rollouts if not rollout.trajectory.errored],
         errored=[rollout for rollout in rollouts if rollout.trajectory.errored],
     )
-
-
-def with_advantages(
-    groups: Sequence[Group], advantages: Callable[[torch.Tensor], torch.Tensor]
-) -> list[Group]:
-    """Each group with `advantages` of its rewards; computed in float64, where it costs nothing."""
-    return [
-        replace(
-            group,
-            advantages=advantages(torch.tensor(group.rewards, dtype=torch.float64)).tolist()
-            if group.rollouts
-            else [],
-        )
-        for group in groups
-    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, count
 
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
@@ -63,6 +63,18 @@ class Trajectory:
     def sampled_ids(self) -> list[int]:
         return list(
             chain.from_iterable(segment.token_ids for segment in self.segments if segment.sampled)
+        )
+
+    @property
+    def turns(self) -> list[int]:
+        """The turn in which the policy sampled each token, from 0; -1 where it was given."""
+        numbers = count()
+        turns = [next(numbers) if segment.sampled else -1 for segment in self.segments]
+        return list(
+            chain.from_iterable(
+                [turn] * len(segment.token_ids)
+                for turn, segment in zip(turns, self.segments, strict=True)
+            )
         )
 
     @property

@@ -13,7 +13,8 @@ from typing import Any
 from common.command import read_env_file
 from common.errors import UserError
 from common.flags.parsing import parse_config
-from common.flags.train_config import ConfigType
+from common.flags.train_config import ConfigType, resolve_defaults
+from common.models.load import is_bundled
 from common.run.directory import find_run, read_config
 from common.training.dry_run import dry_run
 
@@ -28,9 +29,8 @@ def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType
     """Parse the flags and run; a user's mistake ends in one line on stderr and exit code 2."""
     read_env_file()
     try:
-        if not config_class.many_processes:
-            _refuse_many_processes()
         config = parse_flags(config_class, sys.argv[1:])
+        config = resolve_defaults(config, bundled=is_bundled(config.model_name))
         if config.top_p < 1:
             sys.stderr.write(_TOP_P_WARNING.format(config.top_p))
         if config.dry_run:
@@ -65,16 +65,6 @@ def _from_json(value: Any, name: str) -> Any:
     if isinstance(value, list):
         return tuple(value)
     return Path(value) if value is not None and name.endswith("_path") else value
-
-
-def _refuse_many_processes() -> None:
-    """Raise `UserError` in each of several processes that would all do the same."""
-    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise UserError(
-            f"WORLD_SIZE is {count}, but this experiment runs as one process; for several use "
-            f"experiment_accelerate_ddp: accelerate launch --multi_gpu --num_processes {count} "
-            "train.py"
-        )
 
 
 def _fail(message: str, code: int) -> None:

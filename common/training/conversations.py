@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import transformers
 
-from common.flags.train_config import UNRESOLVED, TrainConfig
+from common.flags.train_config import TrainConfig, by_model
 from common.own_code import import_function
 from common.rollout.multi_turn import Limits, multi_turn
 from common.rollout.rollout import Conversation
@@ -28,12 +28,12 @@ class MultiTurnConfig(TrainConfig):
     """Most turns of the policy in a conversation; the last one is for the answer."""
     max_invalid_calls: int = 3
     """A conversation ends with this many calls that could not be run."""
-    max_tool_tokens: int = UNRESOLVED
+    max_tool_tokens: int = by_model(bundled=48, other=512)
     """Most tokens of one reply of a tool; longer ones are cut. Default: 48 for a bundled
     model, else 512."""
     tool_timeout: float = 10.0
     """Seconds after which a tool is given up, and its conversation with it."""
-    tool_format: Literal["tags", "hermes"] = UNRESOLVED
+    tool_format: Literal["tags", "hermes"] = by_model(bundled="tags", other="hermes")
     """How calls are written: tags, <tool:name>text</tool>, or hermes, the JSON in <tool_call> tags
     that Qwen and others were trained on. Default: tags for a bundled model, else hermes."""
     tool: tuple[str, ...] = ()

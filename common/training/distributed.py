@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from itertools import chain, islice, repeat
-from math import ceil
-from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 
 from common.errors import UserError
 from common.flags.train_config import ConfigType, TrainConfig
 from common.models.device import resolve_device
-from common.replay_buffer import Experience, ExperienceBatch, micro_batches
 from common.rollout.generate import Interrupted
-from common.run.checkpoint import Checkpoints, read_checkpoint
-from common.run.directory import Run, RunDirectory, open_run
 from common.training.interruption import was_launched
 from common.training.ranks import Item, Ranks, Result
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-
-# A sequence without a token to learn from: its loss is 0, and so is its gradient.
-_BLANK = Experience(
-    task_id=-1,
-    token_ids=torch.zeros(2, dtype=torch.long),
-    sampled=torch.zeros(2, dtype=torch.bool),
-    advantage=0.0,
-    log_probs_sampler=torch.zeros(2),
-    log_probs_old=torch.zeros(2),
-)
 
 
 def make_accelerator(config: ConfigType) -> tuple[Accelerator, ConfigType]:
@@ -123,6 +107,15 @@ class AcceleratedRanks(Ranks):
     def merge(self, value: Item) -> list[Item]:
         return gather_object([value])
 
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        sums = [dist.all_reduce(parameter.grad, async_op=True) for parameter in trained]
+        for handle in filter(None, sums):
+            handle.wait()
+
     def first(self, work: Callable[[], Result]) -> Result:
         """As `Ranks.first`. After a `UserError` there, which says all, the others just exit."""
         result: Result | None = None
@@ -138,43 +131,6 @@ class AcceleratedRanks(Ranks):
         if failed:
             sys.exit(2)
         return result  # pyright: ignore[reportReturnType]
-
-
-def open_run_together(config: TrainConfig, say: Callable[[str], None], ranks: Ranks) -> Run:
-    """The run as the first rank has opened it; the others read its checkpoint and write nothing.
-
-    They need the same file system for that, but only to resume.
-    """
-    opened: list[Run] = []
-
-    def open_here() -> tuple[RunDirectory, Path | None, bool]:
-        run = open_run(config, say, ranks.count)
-        opened.append(run)
-        return run.directory, run.weights, run.resumed
-
-    directory, weights, resumed = ranks.first(open_here)
-    if opened:
-        return opened[0]
-    checkpoints = Checkpoints(directory.checkpoints, config.keep_checkpoints)
-    checkpoint = read_checkpoint(weights) if weights else None
-    return Run(directory, checkpoints, checkpoint, resumed, writes=False)
-
-
-def split_micro_batches(
-    accelerator: Accelerator, policy: torch.nn.Module, share: Sequence[Experience], size: int
-) -> Iterator[ExperienceBatch]:
-    """The micro-batches of this rank's share, then blank ones up to the most that any rank has.
-
-    So all ranks go through the model equally often, whatever they have to learn from. Gradients add
-    up locally until the last one, in whose backward pass DDP reduces them.
-    """
-    ranks, device = AcceleratedRanks(accelerator), accelerator.device
-    rounds = max(ranks.merge(ceil(len(share) / size)))
-    blank = ExperienceBatch.collate([_BLANK], device)
-    batches = chain(micro_batches(share, size, device), repeat(blank))
-    for number, batch in enumerate(islice(batches, rounds), start=1):
-        with nullcontext() if number == rounds else accelerator.no_sync(policy):
-            yield batch
 
 
 def ddp_metrics(accelerator: Accelerator) -> dict[str, float]:

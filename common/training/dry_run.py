@@ -13,11 +13,10 @@ from typing import Any
 
 from rich.console import Console
 
-from common.flags.train_config import ConfigType, TrainConfig, resolve_defaults
-from common.models.load import is_bundled
+from common.flags.train_config import ConfigType, TrainConfig
 from common.run.directory import open_run
 from common.run.files import read_rows
-from common.training.optimizer import optimizer_steps
+from common.training.learner import optimizer_steps
 
 NAME = "dry-run-removed-afterwards"
 
@@ -28,7 +27,6 @@ def dry_run(main: Callable[[ConfigType], None], config: ConfigType) -> None:
     Then print the plan.
     """
     console, is_first = Console(), os.environ.get("RANK", "0") == "0"
-    config = resolve_defaults(config, bundled=is_bundled(config.model_name))
     if is_first:
         open_run(config, console.out)
     with TemporaryDirectory() as root:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import transformers
 from rich.console import Console
 
 from common.flags.train_config import TrainConfig
@@ -18,7 +19,6 @@ from common.logger.sinks import ConsoleSink, JsonlSink, Sink
 from common.run.checkpoint import MANIFEST, STATE
 from common.run.directory import Run, RunDirectory
 from common.run.files import read_rows
-from common.training.state import TrainingState
 
 
 def open_logger(
@@ -26,12 +26,13 @@ def open_logger(
     run: Run,
     record: Mapping[str, Any],
     console: Console,
-    state: TrainingState | None = None,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> Logger:
     """Console and JSONL always; TensorBoard and W&B, unless both are off, through their mirror.
 
-    A process that does not write the run gets a silent logger. `state` is what figures are drawn
-    of, beside the rows.
+    A process that does not write the run gets a silent logger. Figures are drawn of the rows, the
+    model, and what it makes of texts.
     """
     directory = run.directory
     if not run.writes:
@@ -62,10 +63,10 @@ def open_logger(
     health = Health()
     health.replay(read_rows(directory.metrics_file))
     recorder = None
-    if config.figures_interval and state is not None:
+    if config.figures_interval:
         layer, head = config.figures_layer, config.figures_head
         path = directory.snapshots_file
-        recorder = Recorder(path, state.model, state.tokenizer, layer, head)
+        recorder = Recorder(path, model, tokenizer, layer, head)
     return Logger(sinks, console, directory.samples_file, intervals, health, recorder)
 
 

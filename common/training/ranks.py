@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
+
+import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,6 +39,9 @@ class Ranks:
     def agree(self, wish: bool) -> bool:
         """Whether any rank wishes."""
         return any(self.merge(wish))
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Make the gradient of each parameter the sum over ranks; one without any counts as 0."""
 
     def first(self, work: Callable[[], Result]) -> Result:
         """What `work` returns on the first rank, where alone it is done."""

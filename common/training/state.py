@@ -12,7 +12,8 @@ from common.errors import UserError
 from common.logger.metrics import RunStatistics
 from common.run.checkpoint import random_state, restore_random_state
 from common.run.directory import Run
-from common.training.ranks import ALONE, Ranks
+from common.training.learner import Learner
+from common.training.ranks import Ranks
 
 # A single bad batch is skipped; this many optimizer steps in a row without a finite gradient mean
 # that the run has diverged.
@@ -24,54 +25,53 @@ class TrainingState:
     """Everything that a resumed run needs to go on as if it had not stopped."""
 
     run: Run
-    model: transformers.PreTrainedModel
+    learner: Learner
     tokenizer: transformers.PreTrainedTokenizerBase
-    optimizer: torch.optim.Optimizer
     statistics: RunStatistics
-    ranks: Ranks = ALONE
-    global_step: int = 0
-    """Optimizer steps done."""
-    _begun: tuple[int, dict[str, int], dict[str, Any]] = field(init=False)
+    ranks: Ranks
+    _marked: tuple[int, dict[str, int], dict[str, Any]] = field(init=False)
     _saved_step: int | None = None
 
-    def __post_init__(self) -> None:
+    def restore(self) -> None:
+        """Bring optimizer, statistics and global random numbers to where the run's checkpoint has
+        them; a run that starts anew has none."""
         if state := self.run.state:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.learner.optimizer.load_state_dict(state["optimizer"])
+            self.learner.global_step = state["global_step"]
             self.statistics.load_state_dict(state["statistics"])
-            self.global_step = state["global_step"]
             random = state["random"]
             restore_random_state(random[self.ranks.index % len(random)])
             self._saved_step = self.run.step
-        self.begin(self.run.step)
 
-    def begin(self, step: int) -> None:
+    def mark(self, step: int) -> None:
         """Remember where `step` done rollout batches end, for a `save` in the middle of the next.
 
         Until its rollouts are there, a step changes nothing but the files of rows and, through a
         user's reward function, the global random numbers.
         """
-        self._begun = (step, self.run.directory.lengths(), random_state())
+        self._marked = (step, self.run.directory.lengths(), random_state())
 
     def save(self) -> None:
-        """Write the checkpoint of the step begun last, unless there is one.
+        """Write the checkpoint of the step marked last, unless there is one.
 
         All ranks call this; they go on when the first has written it.
         """
-        step, lengths, random = self._begun
+        step, lengths, random = self._marked
         if self._saved_step == step:
             return
         randoms = self.ranks.merge(random)
         if self.run.writes:
             self.run.directory.sync()
             state = {
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": self.learner.optimizer.state_dict(),
                 "statistics": self.statistics.state_dict(),
-                "global_step": self.global_step,
+                "global_step": self.learner.global_step,
                 "random": randoms,
                 "num_threads": torch.get_num_threads(),
                 "lengths": lengths,
             }
-            self.run.checkpoints.save(step, self.model, self.tokenizer, state)
+            model = self.learner.policy.model
+            self.run.checkpoints.save(step, model, self.tokenizer, state)
         self._saved_step = step
         self.ranks.merge(step)
 
@@ -79,7 +79,7 @@ class TrainingState:
         """Save and raise `UserError` after too many optimizer steps without a finite gradient."""
         if self.statistics.invalid_in_a_row < MAX_INVALID_STEPS:
             return
-        self.begin(step)
+        self.mark(step)
         self.save()
         raise UserError(
             f"the gradient was not finite in {self.statistics.invalid_in_a_row} optimizer steps in "

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -6,10 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.algo.advantages import (
+    ComparedBatch,
     group_advantages,
     leave_one_out_advantages,
     mean_centred_advantages,
+    within_groups,
 )
+
+
+def batch_of(groups: Sequence[Sequence[float]], scores: dict | None = None) -> ComparedBatch:
+    """A batch of these rewards, group by group, with one sampled token each."""
+    rewards = torch.tensor([r for group in groups for r in group], dtype=torch.float64)
+    sizes = torch.tensor([len(group) for group in groups])
+    mask = torch.ones(len(rewards), 1, dtype=torch.bool)
+    numbers = torch.arange(len(groups)).repeat_interleave(sizes)
+    return ComparedBatch(rewards, scores or {}, numbers, torch.zeros_like(mask).long(), None, mask)
+
 
 ALL = [group_advantages, mean_centred_advantages, leave_one_out_advantages]
 
@@ -68,3 +81,12 @@ def test_leave_one_out_is_the_mean_centred_advantage_times_g_over_g_minus_one(re
 def test_a_group_without_a_baseline_is_refused(advantages, size):
     with pytest.raises(ValueError, match="at least two"):
         advantages(torch.ones(size))
+
+
+@pytest.mark.parametrize("advantages", ALL)
+def test_groups_of_any_size_are_compared_apart(advantages):
+    groups = [[1.0, 0.0, 0.0, 0.0], [3.0, 5.0], [2.0, 2.0, 2.0]]
+    expected = torch.cat([advantages(torch.tensor(g, dtype=torch.float64)) for g in groups])
+    found = within_groups(batch_of(groups), advantages=advantages)
+    assert found.tolist() == expected.tolist()
+    assert found.dtype == torch.float64

@@ -8,12 +8,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.algo.aggregation import BatchTotals, constant_length_mean, sequence_mean, token_mean
-from common.algo.clip import clipped_surrogate, clipped_weight
-from common.algo.masking import masked_mean, masked_sum
-from common.algo.objective import Objective
-from common.algo.ratio import sequence_log_ratio, token_log_ratio
-from tests.variants import MAX_TOKENS, VARIANTS, Arrays, slow_loss
+from common.algo.aggregation import (
+    BatchTotals,
+    constant_length_mean,
+    masked_mean,
+    masked_sum,
+    sequence_mean,
+    token_mean,
+)
+from common.algo.objective import Objective, TokenBatch
+from common.algo.surrogate import (
+    clipped_surrogate,
+    clipped_weight,
+    sequence_log_ratio,
+    token_log_ratio,
+)
+from tests.algo.test_advantages import batch_of
+from tests.variants import MAX_TOKENS, VARIANTS, Arrays, slow_loss, token_losses
 
 
 @st.composite
@@ -36,8 +47,12 @@ def loss_and_gradient(
 ) -> tuple[float, np.ndarray]:
     log_probs = torch.from_numpy(arrays.log_probs).clone().requires_grad_()
     mask = torch.from_numpy(arrays.mask)
-    per_token, _, _ = objective.per_token(
-        log_probs, torch.from_numpy(arrays.old), torch.from_numpy(arrays.advantages), mask
+    per_token = token_losses(
+        objective,
+        log_probs,
+        torch.from_numpy(arrays.old),
+        torch.from_numpy(arrays.advantages),
+        mask,
     )
     loss = objective.aggregate(per_token, mask, totals)
     loss.backward()
@@ -62,7 +77,7 @@ def test_loss_and_gradient_equal_the_slow_loop(name, arrays, other_sequences, ot
 def test_equal_rewards_give_exactly_zero_whatever_their_value(name, arrays):
     objective = VARIANTS[name]
     for value in (0.0, 17.3, -1e9):
-        advantages = objective.advantages(torch.full((15,), value))
+        advantages = objective.advantages(batch_of([[value] * 15]))
         assert (advantages == 0).all()
     still = Arrays(arrays.log_probs, arrays.old, np.zeros(len(arrays.mask)), arrays.mask)
     loss, gradient = loss_and_gradient(objective, still, BatchTotals(9, 9))
@@ -83,7 +98,7 @@ def test_masked_positions_have_no_gradient_even_where_nothing_is_finite(name):
     assert math.isfinite(loss)
     assert (gradient[:, 1:] == 0).all()
     assert np.isfinite(gradient).all()
-    assert (gradient[0, 0] != 0) or name == "GSPO"
+    assert (gradient[0, 0] != 0) or name == "gspo"
 
 
 def on_policy(lengths: list[int]) -> Arrays:
@@ -100,14 +115,21 @@ def test_weight_per_token_of_a_short_and_a_long_answer():
         name: -loss_and_gradient(objective, arrays, totals)[1][:, 0]
         for name, objective in VARIANTS.items()
     }
-    assert weights["Dr. GRPO"][0] == weights["Dr. GRPO"][1]
-    assert weights["Dr. GRPO"][0] == pytest.approx(1 / (2 * MAX_TOKENS))
-    assert weights["GRPO"][0] == pytest.approx(10 * weights["GRPO"][1])
-    assert weights["GRPO"].tolist() == pytest.approx([1 / 10, 1 / 100])
-    assert weights["DAPO"].tolist() == pytest.approx([1 / 55, 1 / 55])
-    assert weights["GSPO"].tolist() == pytest.approx([1 / 10, 1 / 100])
-    assert weights["CISPO"].tolist() == pytest.approx([1 / 55, 1 / 55])
-    assert weights["RLOO"].tolist() == pytest.approx([1 / 2, 1 / 2])
+    assert weights["dr_grpo"][0] == weights["dr_grpo"][1]
+    assert weights["dr_grpo"][0] == pytest.approx(1 / (2 * MAX_TOKENS))
+    assert weights["grpo"][0] == pytest.approx(10 * weights["grpo"][1])
+    assert weights["grpo"].tolist() == pytest.approx([1 / 10, 1 / 100])
+    assert weights["dapo"].tolist() == pytest.approx([1 / 55, 1 / 55])
+    assert weights["gspo"].tolist() == pytest.approx([1 / 10, 1 / 100])
+    assert weights["cispo"].tolist() == pytest.approx([1 / 55, 1 / 55])
+    assert weights["rloo"].tolist() == pytest.approx([1 / 2, 1 / 2])
+
+
+def one_row(log_probs: torch.Tensor, advantage: float) -> TokenBatch:
+    """A sequence of sampled tokens with one advantage."""
+    mask = torch.ones_like(log_probs, dtype=torch.bool)
+    advantages = torch.full_like(log_probs, advantage)
+    return TokenBatch(log_probs, log_probs, log_probs, None, advantages, mask, BatchTotals(1, 1))
 
 
 @pytest.mark.parametrize(
@@ -123,9 +145,8 @@ def test_weight_per_token_of_a_short_and_a_long_answer():
 )
 def test_a_surrogate_counts_as_clipped_exactly_where_it_has_no_gradient(ratio, advantage, clipped):
     log_ratio = torch.tensor([[math.log(ratio)]], requires_grad=True)
-    loss, marked = clipped_surrogate(
-        log_ratio, log_ratio, torch.tensor([advantage]), clip_eps=0.2, clip_eps_high=0.3
-    )
+    tokens = one_row(log_ratio.detach(), advantage)
+    loss, marked = clipped_surrogate(log_ratio, tokens, clip_eps=0.2, clip_eps_high=0.3)
     loss.sum().backward()
     assert log_ratio.grad is not None
     assert bool(marked) == clipped
@@ -135,7 +156,7 @@ def test_a_surrogate_counts_as_clipped_exactly_where_it_has_no_gradient(ratio, a
 def test_cispo_bounds_the_weight_at_one_plus_eps_and_keeps_the_gradient():
     log_ratio = torch.tensor([[math.log(5.0), math.log(0.1)]])
     log_probs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    loss, clipped = clipped_weight(log_ratio, log_probs, torch.tensor([2.0]), clip_eps_high=0.3)
+    loss, clipped = clipped_weight(log_ratio, one_row(log_probs, 2.0), clip_eps_high=0.3)
     loss.sum().backward()
     assert clipped.tolist() == [[True, False]]
     assert loss.tolist() == [pytest.approx([1.3 * 2 * 1, 0.1 * 2 * 2])]
@@ -155,9 +176,7 @@ def test_a_huge_ratio_stays_finite():
     mask = torch.ones(1, 1).bool()
     for log_ratio in (token_log_ratio, sequence_log_ratio):
         ratio = log_ratio(torch.tensor([[0.0]]), torch.tensor([[-1000.0]]), mask)
-        loss, _ = clipped_surrogate(
-            ratio, ratio, torch.tensor([-1.0]), clip_eps=0.2, clip_eps_high=0.2
-        )
+        loss, _ = clipped_surrogate(ratio, one_row(ratio, -1.0), clip_eps=0.2, clip_eps_high=0.2)
         assert torch.isfinite(loss).all()
 
 
@@ -187,8 +206,8 @@ def test_what_is_nan_where_it_counts_is_nan_in_the_gradient(objective, broken):
     values[broken][1, 1] = math.nan
     log_probs = values["log_probs"].requires_grad_()
     mask = torch.ones(2, 3, dtype=torch.bool)
-    per_token, _, _ = objective.per_token(
-        log_probs, values["log_probs_old"], torch.tensor([1.0, -1.0]), mask
+    per_token = token_losses(
+        objective, log_probs, values["log_probs_old"], torch.tensor([1.0, -1.0]), mask
     )
     objective.aggregate(per_token, mask, BatchTotals(2, 6)).backward()
     assert log_probs.grad is not None

@@ -32,25 +32,20 @@ from tests.distributed.launching import (
 )
 from tests.distributed.worker import (
     DTYPES,
+    KL_WEIGHT,
     LEARNING_RATE,
     OBJECTIVES,
     SPLITS,
     buffer,
-    objective_of,
 )
 from tests.helpers import REPOSITORY, numbers_of, random_model, read_rows
+from tests.variants import VARIANTS, token_losses
 
 pytestmark = pytest.mark.slow
 
 WORKER = str(Path(__file__).with_name("worker.py"))
 TOLERANCES = {"float32": 1e-5, "float64": 1e-9}
-KL_WEIGHT = 0.1
 EXPERIMENT = "experiment_accelerate_ddp"
-
-
-class Flags:
-    clip_eps = 0.2
-    clip_eps_high = None
 
 
 def loss_of(model: TokenLogProbs, objective: Objective, dtype: torch.dtype) -> torch.Tensor:
@@ -58,9 +53,10 @@ def loss_of(model: TokenLogProbs, objective: Objective, dtype: torch.dtype) -> t
     everything = buffer(dtype)
     batch = ExperienceBatch.collate(everything, torch.device("cpu"))
     assert batch.log_probs_ref is not None
+    assert batch.advantages is not None
     log_probs, _ = model(batch.token_ids, batch.attention_mask, batch.sampled)
-    per_token, _, _ = objective.per_token(
-        log_probs, batch.log_probs_old, batch.advantages, batch.sampled
+    per_token = token_losses(
+        objective, log_probs, batch.log_probs_old, batch.advantages, batch.sampled
     )
     kl = kl_divergence_k3(log_probs, batch.log_probs_ref, batch.sampled)
     return objective.aggregate(per_token + KL_WEIGHT * kl, batch.sampled, totals_of(everything))
@@ -79,19 +75,20 @@ def of_two_ranks(tmp_path_factory):
     return [torch.load(output / f"rank{rank}.pt") for rank in (0, 1)]
 
 
+@pytest.mark.parametrize("way", ["own", "ddp"])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_two_ranks_make_the_gradient_of_one(of_two_ranks, dtype, name, split):
+def test_two_ranks_make_the_gradient_of_one(of_two_ranks, dtype, name, split, way):
     model = TokenLogProbs(random_model(DTYPES[dtype]), temperature=1.0)
-    loss = loss_of(model, objective_of(name, Flags), DTYPES[dtype])
+    loss = loss_of(model, VARIANTS[name], DTYPES[dtype])
     loss.backward()
     expected = flat_gradient(model)
     assert expected.norm() > 1e-3
     for results in of_two_ranks:
-        found = results[f"{dtype}/{name}/{split}"]
+        found = results[f"{dtype}/{name}/{split}/{way}"]
         assert (found - expected).norm() / expected.norm() < TOLERANCES[dtype]
-        error = abs(results[f"{dtype}/{name}/{split}/loss"] - loss.double())
+        error = abs(results[f"{dtype}/{name}/{split}/{way}/loss"] - loss.double())
         assert error < TOLERANCES[dtype] * abs(loss)
 
 
@@ -100,7 +97,7 @@ def test_after_five_steps_in_float64_the_weights_are_those_of_one_process(of_two
     start = torch.cat([p.detach().flatten() for p in model.parameters()])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     for _ in range(5):
-        loss_of(model, objective_of("GRPO", Flags), torch.float64).backward()
+        loss_of(model, VARIANTS["grpo"], torch.float64).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

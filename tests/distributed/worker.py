@@ -8,25 +8,31 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 import common.models.log_probs
-import common.training.models_of_a_run
-from common.algo.grpo import grpo
-from common.algo.objective import Objective
+import common.training.policy_and_reference
+from common.algo.kl import kl_divergence_k3
+from common.algo.objective import Extras, Objective
+from common.flags.train_config import TrainConfig, resolve_defaults
+from common.logger.metrics import RunStatistics
+from common.logger.timer import Timer
 from common.models.log_probs import TokenLogProbs
-from common.replay_buffer import Experience, totals_of
+from common.replay_buffer import Experience, ExperienceBatch
 from common.training.command_line import run_script
-from tests.helpers import REPOSITORY, random_experiences, random_model
+from common.training.distributed import AcceleratedRanks, make_accelerator
+from common.training.learner import Learner, OptimizerBatch
+from common.training.ranks import Ranks
+from tests.helpers import random_experiences, random_model
 from tests.variants import VARIANTS
 
-EXPERIMENT = REPOSITORY / "experiment_accelerate_ddp"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-OBJECTIVES = {"GRPO": None, "Dr. GRPO": VARIANTS["Dr. GRPO"]}
+OBJECTIVES = ("grpo", "dr_grpo")
 # Case: which of 13 experiences the second rank has (the second one is empty, the third has zero
 # advantage), and sequences per micro-batch on each rank.
 SPLITS = {
@@ -38,14 +44,31 @@ SPLITS = {
     "other micro-batches": (range(6, 13), (2, 5)),
 }
 LEARNING_RATE = 1e-3
+KL_WEIGHT = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    experiment: ClassVar[str] = "worker"
+
+
+class SharedAs(AcceleratedRanks):
+    """Ranks of which the second has just these experiences."""
+
+    second: Collection[int] = ()
+
+    def share(self, items: Sequence[Any]) -> list[Any]:
+        return [item for item in items if (item.task_id in self.second) == (self.index == 1)]
 
 
 def train_module() -> Any:
-    spec = importlib.util.spec_from_file_location("train", EXPERIMENT / "train.py")
+    """The script of the experiment that the test was started in."""
+    spec = importlib.util.spec_from_file_location("train", "train.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["train"] = module
+    sys.path.insert(0, str(Path.cwd()))
     spec.loader.exec_module(module)
     return module
 
@@ -54,59 +77,78 @@ def buffer(dtype: torch.dtype) -> list[Experience]:
     return random_experiences(13, dtype=dtype)
 
 
-def objective_of(name: str, config) -> Objective:
-    return OBJECTIVES[name] or grpo(config)
+def make_learner(
+    model: TokenLogProbs, ranks: Ranks, micro_batch_size: int, extras: Extras | None = None
+) -> Learner:
+    """One that steps with a constant rate and a bounded norm."""
+    config = resolve_defaults(
+        Config(micro_batch_size=micro_batch_size, lr=LEARNING_RATE, warmup_fraction=0),
+        bundled=True,
+    )
+    config = replace(config, adam_beta2=0.999, weight_decay=0.01)
+    return Learner(config, model, extras or Extras(), RunStatistics(), Timer(), ranks)
+
+
+def accumulate(
+    objective: Objective, policy: torch.nn.Module, batch: OptimizerBatch, scale: int = 1
+) -> None:
+    """The loss of the train scripts, micro-batch by micro-batch."""
+    for micro in batch.micro_batches():
+        log_probs, entropy = policy(micro.token_ids, micro.attention_mask, micro.sampled)
+        tokens = micro.tokens(log_probs, batch.totals)
+        log_ratio = objective.log_ratio(log_probs, tokens.log_probs_old, tokens.mask)
+        surrogate, clipped = objective.surrogate(log_ratio, tokens)
+        policy_loss = objective.aggregate(surrogate, tokens.mask, batch.totals)
+        assert tokens.log_probs_ref is not None
+        kl = kl_divergence_k3(log_probs, tokens.log_probs_ref, tokens.mask)
+        kl_loss = KL_WEIGHT * objective.aggregate(kl, tokens.mask, batch.totals)
+        (scale * (policy_loss + kl_loss)).backward()
+        batch.record(micro, log_ratio, policy_loss, kl_loss, entropy, clipped, kl)
 
 
 def gradients(output: Path) -> None:
-    """The gradient of every split, dtype and objective, and weights after five float64 steps."""
-    train = train_module()
-    config = replace(train.Config(device="cpu"), kl_weight=0.1)
-    accelerator, config = train.make_accelerator(config)
-    assert accelerator.num_processes == 2
-    rank = accelerator.process_index
+    """The gradient of every split, dtype and objective, by the session's own sum and by DDP's, and
+    weights after five float64 steps."""
+    accelerator, _ = make_accelerator(resolve_defaults(Config(device="cpu"), bundled=True))
+    ranks = SharedAs(accelerator)
+    assert ranks.count == 2
     results: dict[str, torch.Tensor] = {}
+    # Of nothing, so that steps which count the loss leave the weights as they are.
+    idle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     for dtype_name, dtype in DTYPES.items():
         model = TokenLogProbs(random_model(dtype), temperature=1.0)
-        policy = accelerator.prepare(model)
-        everything = buffer(dtype)
-        for split, (second, sizes) in SPLITS.items():
-            share = [e for i, e in enumerate(everything) if (i in second) == (rank == 1)]
-            config = replace(config, micro_batch_size=sizes[rank])
+        wrapped = accelerator.prepare(model)
+        for split, (ranks.second, sizes) in SPLITS.items():
+            learner = make_learner(model, ranks, sizes[ranks.index])
             for name in OBJECTIVES:
-                policy.zero_grad()
-                sums = train.accumulate_gradients(
-                    accelerator,
-                    objective_of(name, config),
-                    policy,
-                    share,
-                    totals_of(everything),
-                    config,
-                )
-                gradient = torch.cat([p.grad.flatten() for p in model.parameters()])  # pyright: ignore
-                results[f"{dtype_name}/{name}/{split}"] = gradient
-                results[f"{dtype_name}/{name}/{split}/loss"] = torch.tensor(
-                    sums.metrics()["training_step/loss"], dtype=torch.float64
-                )
+                for way in ("own", "ddp"):
+                    model.zero_grad()
+                    batch = OptimizerBatch(learner, buffer(dtype))
+                    policy, scale = (model, 1) if way == "own" else (wrapped, ranks.count)
+                    accumulate(VARIANTS[name], policy, batch, scale)
+                    if way == "own":
+                        ranks.sum_gradients(model.parameters())
+                    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])  # pyright: ignore
+                    batch.step(idle, reduced=True)
+                    key = f"{dtype_name}/{name}/{split}/{way}"
+                    results[key] = gradient
+                    loss = learner.steps[-1].metrics()["training_step/loss"]
+                    results[f"{key}/loss"] = torch.tensor(loss, dtype=torch.float64)
     model = TokenLogProbs(random_model(torch.float64), temperature=1.0)
-    policy, optimizer = accelerator.prepare(
-        model, torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    )
-    everything = buffer(torch.float64)
-    share = [e for i, e in enumerate(everything) if (i >= 9) == (rank == 1)]
+    ranks.second = range(9, 13)
+    learner = make_learner(model, ranks, 4)
     for _ in range(5):
-        train.accumulate_gradients(
-            accelerator, grpo(config), policy, share, totals_of(everything), config
-        )
-        train.optimizer_step(optimizer, LEARNING_RATE, 1.0, accelerator.clip_grad_norm_)
+        batch = OptimizerBatch(learner, buffer(torch.float64))
+        accumulate(VARIANTS["grpo"], model, batch)
+        batch.step(learner.optimizer)
     results["weights"] = torch.cat([p.detach().flatten() for p in model.parameters()])
-    torch.save(results, output / f"rank{rank}.pt")
+    torch.save(results, output / f"rank{ranks.index}.pt")
 
 
 def float64_run() -> None:
     """A whole run, its models in float64."""
     for module, name in (
-        (common.training.models_of_a_run, "load_policy"),
+        (common.training.policy_and_reference, "load_policy"),
         (common.models.log_probs, "load_reference"),
     ):
         load = getattr(module, name)
@@ -116,34 +158,33 @@ def float64_run() -> None:
 
 def nan_run() -> None:
     """A whole run in which what the second rank learns from in the third optimizer step is NaN."""
-    train = train_module()
-    honest, calls = train.accumulate_gradients, 0
+    honest, calls = OptimizerBatch.micro_batches, 0
 
-    def accumulate_gradients(accelerator, objective, policy, share, totals, config):
+    def micro_batches(batch: OptimizerBatch) -> Iterator[ExperienceBatch]:
         nonlocal calls
         calls += 1
-        if calls == 3 and accelerator.process_index == 1:
-            share = [replace(e, log_probs_old=e.log_probs_old * torch.nan) for e in share]
-        return honest(accelerator, objective, policy, share, totals, config)
+        is_broken = calls == 3 and os.environ["RANK"] == "1"
+        for micro in honest(batch):
+            broken = replace(micro, log_probs_old=micro.log_probs_old * torch.nan)
+            yield broken if is_broken else micro
 
-    train.accumulate_gradients = accumulate_gradients
-    run_script(train.main, train.Config)
+    OptimizerBatch.micro_batches = micro_batches
+    run()
 
 
 def raising_run() -> None:
     """A whole run in which the second rank fails in the fourth optimizer step."""
-    train = train_module()
-    honest, calls = train.accumulate_gradients, 0
+    honest, calls = OptimizerBatch.micro_batches, 0
 
-    def accumulate_gradients(*arguments):
+    def micro_batches(batch: OptimizerBatch) -> Iterator[ExperienceBatch]:
         nonlocal calls
         calls += 1
         if calls == 4 and os.environ["RANK"] == "1":
             raise RuntimeError("planted on rank 1")
-        return honest(*arguments)
+        return honest(batch)
 
-    train.accumulate_gradients = accumulate_gradients
-    run_script(train.main, train.Config)
+    OptimizerBatch.micro_batches = micro_batches
+    run()
 
 
 def run() -> None:

@@ -87,7 +87,7 @@ def make_experience(
         0,
         torch.tensor([9, 1, 2]),
         torch.tensor([False, True, True]),
-        advantage,
+        advantages=torch.full((3,), advantage),
         log_probs_sampler=torch.tensor([0.0, *(sampler or old)]),
         log_probs_old=torch.tensor([0.0, *old]),
         log_probs_ref=None if ref is None else torch.tensor([0.0, *ref]),
@@ -196,7 +196,14 @@ def make_batch(mask: list[list[bool]]) -> ExperienceBatch:
     sampled = torch.tensor(mask)
     zeros = torch.zeros(sampled.shape)
     return ExperienceBatch(
-        zeros.long(), torch.ones_like(sampled), sampled, torch.zeros(len(mask)), zeros, None, 5
+        token_ids=zeros.long(),
+        attention_mask=torch.ones_like(sampled),
+        sampled=sampled,
+        log_probs_sampler=zeros,
+        log_probs_old=zeros,
+        log_probs_ref=None,
+        advantages=None,
+        num_tokens=5,
     )
 
 

@@ -1,12 +1,11 @@
 from functools import partial
 
 import pytest
-import torch
 
 from common.rewards.answers import is_correct
-from common.rewards.reward import Reward, build_rewards, text_rewards
+from common.rewards.reward import build_rewards, text_rewards
 from common.rollout.chat import ChatFormat
-from common.rollout.rollout import rollout, single_turn, with_advantages
+from common.rollout.rollout import rollout, single_turn
 from common.rollout.sampling import Sampling, StreamKey
 from common.tasks.task import Task
 from tests.helpers import ScriptedGenerator, scripted_lines
@@ -75,23 +74,3 @@ def test_a_completion_that_is_cut_is_scored_as_it_was_cut(scripted, tokenizer):
     assert cut.completion == "<think> "
     assert cut.trajectory.stop_reason == "length"
     assert cut.reward == 0
-
-
-def test_advantages_are_centred_inside_each_group(scripted, tokenizer):
-    length = Reward("length", lambda completion, task: len(completion), 1.0)
-    groups = with_advantages(run(scripted, tokenizer, [length]), lambda r: r - r.mean())
-    mean = sum(map(len, SCRIPT)) / 3
-    for group in groups:
-        assert group.advantages == pytest.approx([len(line) - mean for line in SCRIPT])
-
-
-def test_advantages_are_computed_in_float64(scripted, tokenizer):
-    seen = []
-
-    def advantages(rewards: torch.Tensor) -> torch.Tensor:
-        seen.append(rewards)
-        return rewards
-
-    with_advantages(run(scripted, tokenizer), advantages)
-    assert all(rewards.dtype == torch.float64 for rewards in seen)
-    assert seen[0].tolist() == [1.1, 0.0, 0.0]

@@ -9,16 +9,17 @@ import torch
 from common.errors import UserError
 from common.flags.train_config import TrainConfig, resolve_defaults
 from common.models.load import ModelOptions, load_policy
-from common.replay_buffer import experiences_from
+from common.replay_buffer import experiences_from, with_advantages
 from common.rewards.answers import is_correct
 from common.rewards.reward import Reward
 from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Completion, Request
-from common.rollout.rollout import single_turn, with_advantages
+from common.rollout.rollout import single_turn
 from common.tasks.task import Task
 from common.tools.calls import CallRecord
 from common.training.collector import Collector
+from common.training.ranks import ALONE
 from tests.helpers import ScriptedGenerator
 
 TASKS = [Task(number, f"What is {number}+1?", str(number + 1)) for number in range(12)]
@@ -47,9 +48,7 @@ def collect(tokenizer, converse=single_turn, **flags):
     model = load_policy(ModelOptions("tiny", torch.device("cpu")))
     rewards = [Reward("length", length_reward, 1.0)]
     chat = ChatFormat(tokenizer, "")
-    collector = Collector(
-        config, model, chat, rewards, is_correct, lambda: False, converse=converse
-    )
+    collector = Collector(config, model, chat, rewards, is_correct, lambda: False, ALONE, converse)
     generator = collector.generator = ScriptedGenerator(complete)
     return collector, generator
 
@@ -107,7 +106,7 @@ def test_the_overlong_penalty_enters_the_reward(tokenizer):
 
 def test_masked_overlong_completions_have_no_token_to_learn_from(tokenizer):
     collector, _ = collect(tokenizer, max_completion_tokens=2)
-    groups = with_advantages(collector.train(TASKS, 0), lambda rewards: rewards - rewards.mean())
+    groups = collector.train(TASKS, 0)
     kept = experiences_from(groups)
     masked = experiences_from(groups, mask_truncated=True)
     reasons = [r.trajectory.stop_reason for group in groups for r in group.rollouts]
@@ -115,7 +114,10 @@ def test_masked_overlong_completions_have_no_token_to_learn_from(tokenizer):
     for before, after, reason in zip(kept, masked, reasons, strict=True):
         assert before.sampled.any()
         assert after.sampled.any() == (reason == "stop")
-        assert after.advantage == before.advantage
+    for all_tokens in (kept, masked):
+        _, learned = with_advantages(groups, all_tokens, lambda batch: batch.rewards)
+        first = [float(one.advantages[0]) for one in learned if one.advantages is not None]
+        assert first == [reward for group in groups for reward in group.rewards]
 
 
 def breaking(openings, *, generator, chat, sampling, max_completion_tokens):
@@ -143,14 +145,15 @@ def breaking(openings, *, generator, chat, sampling, max_completion_tokens):
 @pytest.mark.parametrize("draws", [1, 4])
 def test_what_a_tool_broke_off_is_counted_and_not_learned_from(tokenizer, draws):
     collector, _ = collect(tokenizer, dynamic_sampling=draws, converse=breaking)
-    groups = with_advantages(collector.train(TASKS, 0), lambda rewards: rewards - rewards.mean())
+    groups = collector.train(TASKS, 0)
+    groups, learned = with_advantages(groups, experiences_from(groups), lambda batch: batch.rewards)
     seen = {group.task.task_id for group in groups}
     for group in groups:
         expected = {0: 4, 3: 4, 6: 3}.get(group.task.task_id, 0)
         assert len(group.errored) == expected
         assert len(group.rollouts) == len(group.advantages) == (0 if expected else 4)
     assert seen & {0, 3, 6} or draws == 1
-    assert len(experiences_from(groups)) == 4 * sum(not group.errored for group in groups)
+    assert len(learned) == 4 * sum(not group.errored for group in groups)
 
 
 def test_a_tool_that_breaks_off_everything_stops_the_run(tokenizer):

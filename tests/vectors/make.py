@@ -57,7 +57,7 @@ def vector(name: str) -> dict[str, Any]:
 
 
 def file_name(name: str) -> str:
-    return name.lower().replace(". ", "_") + ".json"
+    return f"{name}.json"
 
 
 if __name__ == "__main__":

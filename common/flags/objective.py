@@ -1,0 +1,42 @@
+"""From `--objective` to the functions that a run learns with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from common.algo.objective import Objective
+from common.algo.variants import VARIANTS
+from common.errors import UserError
+from common.own_code import code_of_the_user, import_function
+
+if TYPE_CHECKING:
+    from common.flags.train_config import TrainConfig
+
+
+def find_row(name: str) -> Callable[..., Objective]:
+    """The function from flags to an objective that a name or a `module:function` means.
+
+    Raises `UserError` for a name that means nothing.
+    """
+    if name in VARIANTS:
+        return VARIANTS[name]
+    if ":" not in name:
+        raise UserError(
+            f"--objective {name}: must be one of {', '.join(VARIANTS)}, or module:function or "
+            "file.py:function of your own"
+        )
+    return import_function("--objective", name)
+
+
+def load_objective(config: TrainConfig) -> Objective:
+    """The objective of a run with resolved defaults. Raises `UserError` for what is none."""
+    row = find_row(config.objective)
+    with code_of_the_user("--objective", config.objective):
+        objective = row(config)
+    if not isinstance(objective, Objective):
+        raise UserError(
+            f"--objective {config.objective}: returned a {type(objective).__name__}; return an "
+            "Objective (common.algo.objective)"
+        )
+    return objective

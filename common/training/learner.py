@@ -1,0 +1,193 @@
+"""From a buffer to new weights: optimizer batches, their micro-batches, and the step itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice, repeat
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from common.algo.objective import Extras
+from common.flags.train_config import TrainConfig
+from common.logger.logger import Logger
+from common.logger.metrics import RunStatistics, StepSums, epoch_metrics
+from common.logger.timer import Timer
+from common.models.log_probs import TokenLogProbs
+from common.replay_buffer import (
+    Experience,
+    ExperienceBatch,
+    ReplayBuffer,
+    micro_batches,
+    totals_of,
+)
+from common.training.ranks import Ranks
+from common.training.seeding import stream
+
+# A sequence without a token to learn from: its loss is 0, and so is its gradient.
+_BLANK = Experience(
+    task_id=-1,
+    token_ids=torch.zeros(2, dtype=torch.long),
+    sampled=torch.zeros(2, dtype=torch.bool),
+    log_probs_sampler=torch.zeros(2),
+    log_probs_old=torch.zeros(2),
+    log_probs_ref=torch.zeros(2),
+    advantages=torch.zeros(2),
+)
+
+
+class Learner:
+    """The policy that learns, its optimizer, and the optimizer batches of each step."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: TokenLogProbs,
+        extras: Extras,
+        statistics: RunStatistics,
+        timer: Timer,
+        ranks: Ranks,
+    ) -> None:
+        self.policy = policy
+        self.optimizer = make_optimizer(config, policy)
+        self.global_step = 0
+        """Optimizer steps done."""
+        self.steps: list[StepSums] = []
+        """Of the rollout batch in hand."""
+        self.config = config
+        self.extras = extras
+        self.statistics = statistics
+        self.timer = timer
+        self.ranks = ranks
+        self.logger = Logger.silent()
+
+    def optimizer_batches(self, step: int, buffer: ReplayBuffer) -> Iterator[OptimizerBatch]:
+        """`--epochs-per-step` passes over the buffer, each in an order of its own.
+
+        Every batch is to be learned from and then stepped.
+        """
+        self.steps = []
+        with self.timer("train"):
+            for epoch in range(self.config.epochs_per_step):
+                passed = len(self.steps)
+                shuffle = stream(self.config.seed, "shuffle", step - 1, epoch)
+                for batch in buffer.batches(self.config.train_batch_size, shuffle):
+                    yield OptimizerBatch(self, batch)
+                self.logger.log_batch(step, epoch_metrics(self.steps[passed:]))
+
+
+class OptimizerBatch:
+    """What one update of the weights is made from; each rank has a share of it."""
+
+    def __init__(self, learner: Learner, experiences: Sequence[Experience]) -> None:
+        self._learner = learner
+        self._experiences = experiences
+        self._sums = StepSums()
+        self._share = learner.ranks.share(sorted(experiences, key=len))
+        size = learner.config.micro_batch_size
+        self.totals = totals_of(experiences)
+        """Counted over all ranks: the denominators of the loss."""
+        self.rounds = max(learner.ranks.merge(math.ceil(len(self._share) / size)))
+        """Micro-batches of each rank."""
+
+    def micro_batches(self) -> Iterator[ExperienceBatch]:
+        """Those of this rank's share, then blank ones up to the most that any rank has.
+
+        So all ranks go through the model equally often, whatever they have to learn from.
+        """
+        size = self._learner.config.micro_batch_size
+        device = next(self._learner.policy.parameters()).device
+        blank = ExperienceBatch.collate([_BLANK], device)
+        batches = chain(micro_batches(self._share, size, device), repeat(blank))
+        return islice(batches, self.rounds)
+
+    def record(
+        self,
+        micro: ExperienceBatch,
+        log_ratio: Float[Tensor, "batch time"],
+        policy_loss: Float[Tensor, ""],
+        kl_loss: Float[Tensor, ""] | float,
+        entropy: Float[Tensor, "batch time"],
+        clipped: Bool[Tensor, "batch time"] | None,
+        kl: Float[Tensor, "batch time"] | None,
+    ) -> None:
+        """Take in what a micro-batch gave, for the metrics of the step."""
+        per_token = {"entropy": entropy, "clip_fraction": clipped, "kl": kl}
+        known = {name: values for name, values in per_token.items() if values is not None}
+        self._sums.add(policy_loss + kl_loss, micro, log_ratio.detach().exp(), **known)
+        extras = self._learner.extras
+        parts = {extras.policy_loss: policy_loss, extras.kl_loss: torch.as_tensor(kl_loss)}
+        self._sums.add_components(**{name: value for name, value in parts.items() if name})
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip: Callable[..., Any] = torch.nn.utils.clip_grad_norm_,
+        *,
+        reduced: bool = False,
+    ) -> None:
+        """Update the weights by the gradients, which are summed over ranks unless they are
+        `reduced` already. `clip` is torch's function or Accelerate's.
+        """
+        learner, config, logger = self._learner, self._learner.config, self._learner.logger
+        if not reduced:
+            learner.ranks.sum_gradients(learner.policy.parameters())
+        sums = StepSums.merged(learner.ranks.merge(self._sums.cpu()))
+        batches = optimizer_steps(config, config.max_steps)
+        rate = learning_rate(config, learner.global_step, batches)
+        logger.snapshot_gradients(learner.global_step)
+        norm = optimizer_step(optimizer, rate, config.max_grad_norm, clip)
+        learner.global_step += 1
+        sums.finish(norm, rate)
+        learner.steps.append(sums)
+        logger.log_training_step(learner.global_step, sums.metrics())
+        if not learner.statistics.count_step(norm):
+            logger.log_invalid_step(learner.global_step, self._experiences)
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """The rate of optimizer step `step` of `total_steps`: linear warm-up, then the schedule."""
+    warmup_steps = math.ceil(config.warmup_fraction * total_steps)
+    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+    progress = max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)
+    decay = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+    }[config.lr_schedule]
+    return config.lr * warmup * decay
+
+
+def optimizer_steps(config: TrainConfig, batches: int) -> int:
+    """Optimizer steps in that many rollout batches."""
+    sequences = config.rollouts_per_step * config.group_size
+    return batches * config.epochs_per_step * math.ceil(sequences / config.train_batch_size)
+
+
+def make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the parameters that are trained."""
+    return torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.weight_decay,
+    )
+
+
+def optimizer_step(
+    optimizer: torch.optim.Optimizer, rate: float, max_grad_norm: float, clip: Callable[..., Any]
+) -> float:
+    """Clip, step and clear the gradients; returns the norm before clipping.
+
+    Gradients that are not finite are dropped and change nothing; the norm tells.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = float(clip(parameters, max_grad_norm or math.inf))
+    if math.isfinite(norm):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

@@ -1,0 +1,288 @@
+"""What a run has besides its algorithm: a train script opens a session and calls its verbs.
+
+Nothing here calls a script back. Each verb does one thing, and a script may leave any of them out
+and do it by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from common.algo.objective import Objective
+from common.flags.objective import load_objective
+from common.flags.train_config import TrainConfig
+from common.logger.logger import Logger
+from common.logger.metrics import RunStatistics, batch_metrics, evaluation_metrics
+from common.logger.timer import Timer
+from common.logger.tool_metrics import conversation_metrics, tool_evaluation_metrics
+from common.models.device import resolve_device
+from common.models.load import load_tokenizer
+from common.replay_buffer import Experience, LogProbModel, experiences_from, with_log_probs
+from common.rewards.answers import is_correct as is_right_answer
+from common.rewards.reward import RewardFunction
+from common.rollout.chat import ChatFormat
+from common.rollout.generate import Interrupted
+from common.rollout.rollout import Correctness, single_turn
+from common.rollout.trajectory import Group
+from common.run.checkpoint import Checkpoints, read_checkpoint
+from common.run.directory import Run, RunDirectory, open_run, start_run
+from common.tasks.task import Task
+from common.tools.toolbox import ToolFunction
+from common.training.collector import Collector, check_lengths
+from common.training.conversations import MultiTurnConfig, converse_with_tools, load_tool_chat
+from common.training.interruption import Interruption, was_launched
+from common.training.learner import Learner
+from common.training.open_logger import open_logger
+from common.training.policy_and_reference import load_models
+from common.training.ranks import ALONE, Ranks
+from common.training.scoring import load_rewards
+from common.training.seeding import seed_everything
+from common.training.state import TrainingState
+from common.training.task_order import is_evaluation_step, load_task_split
+from common.views.summary import before_and_after
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@contextmanager
+def open_session(
+    config: TrainConfig,
+    *,
+    rewards: Mapping[str, RewardFunction] | None = None,
+    is_correct: Correctness = is_right_answer,
+    tools: Mapping[str, ToolFunction] | None = None,
+    accelerator: Accelerator | None = None,
+) -> Iterator[Session]:
+    """Load all that the flags name, start or resume the run, and close it when the script is done.
+
+    `rewards` are the experiment's reward functions by name (without them those of text), and
+    `tools` those that the policy may call, for a config with the flags of conversations. Under
+    `accelerate launch` the run is one of several processes; `accelerator` is the script's own, if
+    it has one.
+
+    A signal ends the block early: what has been done is saved, and the process exits with 128 and
+    the signal's number. Raises `UserError` for whatever a user can correct, most of it before
+    anything is written.
+    """
+    config, ranks, device = _place(config, accelerator)
+    console = Console(quiet=ranks.index > 0)
+    run = _open_run_together(config, console, ranks)
+    objective = load_objective(config)
+    train_tasks, held_out = load_task_split(config)
+    reward_functions = load_rewards(config, train_tasks[0], console.out, rewards)
+    tokenizer = load_tokenizer(config.model_name)
+    if isinstance(config, MultiTurnConfig):
+        chat = load_tool_chat(config, tokenizer, tools or {})
+        converse = converse_with_tools(config, chat)
+    else:
+        chat, converse = ChatFormat(tokenizer, config.system_prompt), single_turn
+    check_lengths(config, chat, train_tasks + held_out)
+    seed_everything(config.seed)
+    policy, reference = load_models(config, device, run.weights)
+    statistics, timer = RunStatistics(), Timer()
+    learner = Learner(config, policy, objective.extras, statistics, timer, ranks)
+    state = TrainingState(run, learner, tokenizer, statistics, ranks)
+    state.restore()
+    interruption = Interruption(console.out, config.max_minutes)
+    collector = Collector(
+        config,
+        policy.model,
+        chat,
+        reward_functions,
+        is_correct,
+        interruption.signalled,
+        ranks,
+        converse,
+    )
+    record = start_run(run, config, policy, ranks.count)
+    with interruption, open_logger(config, run, record, console, policy.model, tokenizer) as logger:
+        learner.logger = logger
+        session = Session(
+            config,
+            objective,
+            learner,
+            train_tasks,
+            held_out,
+            ranks=ranks,
+            reference=reference,
+            collector=collector,
+            run=run,
+            state=state,
+            statistics=statistics,
+            logger=logger,
+            timer=timer,
+            interruption=interruption,
+        )
+        session.note(objective.extras.notes)
+        with suppress(Interrupted), timer.explain_lack_of_memory():
+            yield session
+        session.close()
+
+
+@dataclass
+class Session:
+    """A run in progress. `open_session` makes one."""
+
+    config: TrainConfig
+    objective: Objective
+    learner: Learner
+    train_tasks: Sequence[Task]
+    held_out: Sequence[Task]
+    ranks: Ranks
+    """The processes of the run; one that runs alone has one."""
+    reference: LogProbModel | None
+    collector: Collector
+    run: Run
+    state: TrainingState
+    statistics: RunStatistics
+    logger: Logger
+    timer: Timer
+    interruption: Interruption
+    steps_done: int = 0
+    finished: bool = False
+
+    def steps(self) -> Iterator[int]:
+        """The numbers of the steps that are to be done, from 1, or from where the run stopped.
+
+        Between them the run evaluates, saves, and ends where it is asked to.
+        """
+        config = self.config
+        for done in range(self.run.step, config.max_steps + 1):
+            self.steps_done = done
+            self.state.mark(done)
+            if self.ranks.agree(self.interruption.requested):
+                return
+            if self.held_out and is_evaluation_step(config, done):
+                self.evaluate(done)
+            if done == config.max_steps:
+                self.finished = True
+                return
+            yield done + 1
+            self.state.stop_if_diverged(done + 1)
+            if config.saves_checkpoint(done + 1):
+                self._save(done + 1)
+
+    def rollouts(self, step: int) -> list[Group]:
+        """A group of scored completions for each task of a step, those of all ranks."""
+        with self.timer("rollout"):
+            return self.collector.train(self.train_tasks, step - 1)
+
+    def score(self, groups: Sequence[Group]) -> list[Experience]:
+        """What there is to learn from, with the log-probs of the policy and of its reference."""
+        score = partial(
+            with_log_probs,
+            policy=self.learner.policy,
+            reference=self.reference,
+            size=self.config.micro_batch_size,
+        )
+        with self.timer("log_probs"):
+            mask_truncated = self.config.overlong == "mask"
+            experiences = experiences_from(groups, mask_truncated=mask_truncated)
+            return self.ranks.split(experiences, score)
+
+    def report(self, step: int, groups: Sequence[Group], experiences: Sequence[Experience]) -> None:
+        """Log a step: its rollouts, its rewards, what it cost, and samples of it."""
+        if self.objective.extras.of_advantages:
+            advantages = [advantage for group in groups for advantage in group.advantages]
+            self.logger.log_batch(step, self.objective.extras.of_advantages(advantages))
+        metrics = batch_metrics(groups, experiences, self.learner.steps, self.timer.seconds)
+        metrics |= self.statistics.add_batch(groups)
+        if isinstance(self.config, MultiTurnConfig):
+            metrics |= conversation_metrics(groups)
+        self.logger.log_batch(step, {**metrics, **self.timer.lap()})
+        self.logger.log_rollouts(step, groups, experiences)
+
+    def evaluate(self, step: int) -> None:
+        """Answer the held-out tasks, with the same random numbers each time, and log how."""
+        with self.timer("evaluation"):
+            groups = self.collector.evaluate(self.held_out)
+        column = self.config.evaluated_apart
+        is_apart = [bool(column and group.task.columns.get(column)) for group in groups]
+        kept = [group for group, other in zip(groups, is_apart, strict=True) if not other]
+        apart = [group for group, other in zip(groups, is_apart, strict=True) if other]
+        metrics = self.statistics.add_evaluation(kept)
+        if isinstance(self.config, MultiTurnConfig):
+            metrics |= tool_evaluation_metrics(kept)
+        if apart:
+            metrics[f"eval/accuracy_{column}"] = evaluation_metrics(apart)["eval/accuracy"]
+        self.logger.log_batch(step, metrics)
+        self.logger.log_samples(step, groups[:3], "held out")
+        self.logger.log_errored(step, groups)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log numbers of the script's own over rollout batches."""
+        self.logger.log_batch(step, metrics)
+
+    def note(self, texts: Mapping[str, str]) -> None:
+        """Log what is said once, when a run starts."""
+        if not self.run.resumed:
+            self.logger.log_media(0, texts)
+
+    def close(self) -> None:
+        """Save, and say what was achieved; a run that has steps left exits by its reason to."""
+        self.state.save()
+        step = self.steps_done
+        if not self.finished:
+            self.logger.say(
+                f"stopped after step {step} (--resume continues): {self.run.directory.path}"
+            )
+            sys.exit(self.interruption.exit_code)
+        final = {
+            **self.statistics.final(self.learner.global_step),
+            "checkpoint/final_saved": 1.0,
+        }
+        self.logger.log_batch(step, final)
+        self.logger.log_media(step, self.statistics.criteria_summary())
+        self.logger.say(before_and_after(self.run))
+
+    def _save(self, step: int) -> None:
+        with self.timer("checkpoint"):
+            # Before the save: what it cuts a resumed run's rows to includes this one.
+            saved = {"checkpoint/saved": 1.0, "checkpoint/step": step}
+            self.logger.log_batch(step, saved)
+            self.state.mark(step)
+            self.state.save()
+
+
+def _place(
+    config: TrainConfig, accelerator: Accelerator | None
+) -> tuple[TrainConfig, Ranks, torch.device]:
+    """The config with the precision of its processes, the ranks among them, and their device."""
+    if accelerator is None and not was_launched() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return config, ALONE, resolve_device(config.device)
+    from common.training.distributed import AcceleratedRanks, make_accelerator
+
+    if accelerator is None:
+        accelerator, config = make_accelerator(config)
+    return config, AcceleratedRanks(accelerator), accelerator.device
+
+
+def _open_run_together(config: TrainConfig, console: Console, ranks: Ranks) -> Run:
+    """The run as the first rank has opened it; the others read its checkpoint and write nothing.
+
+    They need the same file system for that, but only to resume.
+    """
+    opened: list[Run] = []
+
+    def open_here() -> tuple[RunDirectory, Path | None, bool]:
+        run = open_run(config, console.out, ranks.count)
+        opened.append(run)
+        return run.directory, run.weights, run.resumed
+
+    directory, weights, resumed = ranks.first(open_here)
+    if opened:
+        return opened[0]
+    checkpoints = Checkpoints(directory.checkpoints, config.keep_checkpoints)
+    checkpoint = read_checkpoint(weights) if weights else None
+    return Run(directory, checkpoints, checkpoint, resumed, writes=False)
