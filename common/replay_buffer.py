@@ -29,6 +29,8 @@ class Experience:
     task_id: int
     token_ids: Int[Tensor, " time"]
     sampled: Bool[Tensor, " time"]
+    turns: Int[Tensor, " time"]
+    """The turn of the policy that a token was sampled in, from 0; -1 where it was given."""
     log_probs_sampler: Float[Tensor, " time"]
     """As the sampler saw them; compared with `log_probs_old` to find mismatches."""
     log_probs_old: Float[Tensor, " time"]
@@ -45,6 +47,7 @@ class Experience:
             task_id,
             torch.tensor(trajectory.token_ids),
             torch.tensor(trajectory.sampled_mask),
+            torch.tensor(trajectory.turns),
             log_probs_sampler=log_probs,
             log_probs_old=log_probs,
         )
@@ -78,7 +81,7 @@ def side_by_side(groups: Sequence[Group], experiences: Sequence[Experience]) -> 
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     sizes = torch.tensor([len(group.rollouts) for group in groups if group.rollouts])
     names = dict.fromkeys(chain.from_iterable(rollout.scores for rollout in rollouts))
-    turns = [torch.tensor(rollout.trajectory.turns) for rollout in rollouts]
+    turns = [experience.turns for experience in experiences]
     mask = _padded([experience.sampled for experience in experiences])
     ref = _padded_if_known([experience.log_probs_ref for experience in experiences])
     old = _padded([experience.log_probs_old for experience in experiences])

@@ -77,6 +77,7 @@ def random_experiences(
                 task_id=number,
                 token_ids=torch.randint(0, vocab_size, (length,), generator=generator),
                 sampled=sampled,
+                turns=sampled.long() - 1,
                 log_probs_sampler=torch.zeros(length),
                 log_probs_old=(noise(length) * 0.3 - 6) * sampled,
                 log_probs_ref=(noise(length) * 0.3 - 6) * sampled,

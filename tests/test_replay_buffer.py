@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def experience(number: int, length: int = 4) -> Experience:
     zeros = torch.zeros(length)
     mask = torch.zeros(length, dtype=torch.bool)
-    return Experience(number, torch.full((length,), number), mask, zeros, zeros)
+    return Experience(number, torch.full((length,), number), mask, mask.long() - 1, zeros, zeros)
 
 
 def shuffle(seed: int = 0) -> np.random.Generator:
@@ -88,6 +88,7 @@ def test_a_padded_batch_by_hand():
         0,
         torch.tensor([5, 6, 7]),
         torch.tensor([False, True, True]),
+        torch.tensor([-1, 0, 0]),
         advantages=torch.tensor([1.5, 1.5, 1.5], dtype=torch.float64),
         log_probs_sampler=torch.tensor([0.0, -1.0, -2.0]),
         log_probs_old=torch.tensor([0.0, -1.25, -2.25]),
@@ -96,6 +97,7 @@ def test_a_padded_batch_by_hand():
         1,
         torch.tensor([8, 9]),
         torch.tensor([False, True]),
+        torch.tensor([-1, 0]),
         advantages=torch.tensor([-0.5, -0.5], dtype=torch.float64),
         log_probs_sampler=torch.tensor([0.0, -3.0]),
         log_probs_old=torch.tensor([0.0, -3.25]),

@@ -32,6 +32,7 @@ _BLANK = Experience(
     task_id=-1,
     token_ids=torch.zeros(2, dtype=torch.long),
     sampled=torch.zeros(2, dtype=torch.bool),
+    turns=torch.full((2,), -1),
     log_probs_sampler=torch.zeros(2),
     log_probs_old=torch.zeros(2),
     log_probs_ref=torch.zeros(2),

@@ -87,6 +87,7 @@ def make_experience(
         0,
         torch.tensor([9, 1, 2]),
         torch.tensor([False, True, True]),
+        torch.tensor([-1, 0, 0]),
         advantages=torch.full((3,), advantage),
         log_probs_sampler=torch.tensor([0.0, *(sampler or old)]),
         log_probs_old=torch.tensor([0.0, *old]),
