@@ -27,7 +27,7 @@ class ComparedBatch:
     groups: Int[Tensor, " batch"]
     """The number of the group that a rollout belongs to, from 0 and in order."""
     turns: Int[Tensor, "batch time"]
-    """The turn of the policy that a sampled token belongs to, from 0; -1 on all other tokens."""
+    """The turn of the policy that a token was sampled in, from 0; -1 where it was given."""
     kl: Float[Tensor, "batch time"] | None
     """The KL estimate of each token (k3, in nats), if there is a reference."""
     mask: Bool[Tensor, "batch time"]
