@@ -105,7 +105,9 @@ class TestLearning:
             roles = [message["role"] for message in row["conversation"]]
             assert set(roles[::2]) == {"assistant"}
             assert set(roles[1::2]) <= {"tool"}
-            assert {"status", "outcome", "reply", "tool"} <= set(row["calls"][0])
+            call = row["calls"][0]
+            assert {"status", "outcome", "reply", "tool"} <= set(call)
+            assert list(call["arguments"]) == (["expression"] if call["status"] == "ok" else [])
         last = max(row["step"] for row in called)
         flags = ("--step", str(last), "--min-reward", "1", "--stop-reason", "answered")
         shown = self.samples(directory, *flags, "--count", "2").stdout

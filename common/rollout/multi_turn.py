@@ -125,7 +125,7 @@ class _Conversation:
         self.stop_reason = self._reason_to_stop(completion, turn, call)
         if call is None or not self.stop_reason:
             return call
-        self._calls.append(CallRecord(call.name, call.status, "unanswered", call.complaint))
+        self._calls.append(call.record("unanswered", call.complaint))
         return None
 
     def _reason_to_stop(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import queue
 import threading
@@ -24,7 +25,7 @@ MOST_THREADS = 256
 @dataclass(frozen=True)
 class _Job:
     number: int
-    tool: Tool
+    call: Call
     started: float
 
 
@@ -54,8 +55,7 @@ class ToolRunner:
     def start(self, number: int, call: Call) -> None:
         """Run a call; one that cannot be run is answered with what is wrong with it."""
         if call.status != "ok":
-            complaint = f"error: {call.complaint}"
-            self._ready.append((number, CallRecord(call.name, call.status, "answered", complaint)))
+            self._ready.append((number, call.record("answered", f"error: {call.complaint}")))
         elif self._toolbox[call.name].instant:
             self._ready.append((number, _run(self._toolbox[call.name], call)))
         else:
@@ -66,7 +66,7 @@ class ToolRunner:
         while self._queued and len(self._jobs) < MOST_THREADS:
             number, call = self._queued.popleft()
             tool, job_id = self._toolbox[call.name], next(self._job_ids)
-            self._jobs[job_id] = _Job(number, tool, time.monotonic())
+            self._jobs[job_id] = _Job(number, call, time.monotonic())
             _start_daemon(partial(self._work, job_id, tool, call))
 
     def _work(self, job_id: int, tool: Tool, call: Call) -> None:
@@ -94,7 +94,7 @@ class ToolRunner:
         late = [job_id for job_id, job in self._jobs.items() if now - job.started > self._timeout]
         why = f"no reply within {self._timeout:g} s"
         return [
-            (job.number, CallRecord(job.tool.name, "ok", "timeout", why, self._timeout))
+            (job.number, job.call.record("timeout", why, self._timeout))
             for job in map(self._jobs.pop, late)
         ]
 
@@ -123,15 +123,16 @@ def _run(tool: Tool, call: Call) -> CallRecord:
     """Whatever a tool raises ends its conversation alone, and is counted and shown."""
     started = time.monotonic()
     try:
-        reply = tool.function(**call.arguments)
+        # A copy: what a tool does to its arguments is not what the model wrote.
+        reply = tool.function(**copy.deepcopy(dict(call.arguments)))
         if tool.is_async:
             reply = _awaited(cast(Coroutine[Any, Any, str], reply))
         if not isinstance(reply, str):
             raise TypeError(f"it returned {type(reply).__name__}; a tool returns text")
     except (Exception, SystemExit) as error:  # noqa: BLE001 (code of the user)
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return CallRecord(tool.name, "ok", "error", _encodable(what), time.monotonic() - started)
-    return CallRecord(tool.name, "ok", "answered", _encodable(reply), time.monotonic() - started)
+        return call.record("error", _encodable(what), time.monotonic() - started)
+    return call.record("answered", _encodable(reply), time.monotonic() - started)
 
 
 def _awaited(reply: Coroutine[Any, Any, str]) -> str:
