@@ -41,7 +41,7 @@ class Limits:
     """What one conversation may take."""
 
     max_turns: int
-    """Turns of the policy."""
+    """Turns of the policy. A call in the last of them is not run: nobody would read the reply."""
     max_length: int
     """Tokens in all."""
     max_tool_tokens: int

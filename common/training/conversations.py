@@ -25,7 +25,8 @@ class MultiTurnConfig(TrainConfig):
     bundled_task_limits: ClassVar[Mapping[str, object]] = {}
 
     max_turns: int = 4
-    """Most turns of the policy in a conversation; the last one is for the answer."""
+    """Most turns of the policy in a conversation. A call in the last of them is not run, so there
+    are at most N - 1 replies; 1 leaves no tool to use."""
     max_invalid_calls: int = 3
     """A conversation ends with this many calls that could not be run."""
     max_tool_tokens: int = UNRESOLVED
