@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+from common.printable import encodable
 from common.tools.calls import Call, CallRecord
 from common.tools.toolbox import Tool
 
@@ -42,7 +43,7 @@ class ToolRunner:
         self._toolbox = toolbox
         self._timeout = timeout
         self._ready: list[tuple[int, CallRecord]] = []
-        self._queued: deque[tuple[int, Call]] = deque()
+        self._queued: deque[tuple[int, Tool, Call]] = deque()
         self._jobs: dict[int, _Job] = {}
         # A job that was given up may still come back, when its conversation's number has another.
         self._job_ids = itertools.count()
@@ -52,20 +53,25 @@ class ToolRunner:
     def busy(self) -> bool:
         return bool(self._ready or self._jobs or self._queued)
 
-    def start(self, number: int, call: Call) -> None:
-        """Run a call; one that cannot be run is answered with what is wrong with it."""
+    def start(self, number: int, call: Call, own: Mapping[str, Tool] | None = None) -> None:
+        """Run a call; one that cannot be run is answered with what is wrong with it.
+
+        `own` are tools of the conversation's, in place of those of the same names.
+        """
         if call.status != "ok":
             self._ready.append((number, call.record("answered", f"error: {call.complaint}")))
-        elif self._toolbox[call.name].instant:
-            self._ready.append((number, _run(self._toolbox[call.name], call)))
+            return
+        tool = {**self._toolbox, **(own or {})}[call.name]
+        if tool.instant:
+            self._ready.append((number, _run(tool, call)))
         else:
-            self._queued.append((number, call))
+            self._queued.append((number, tool, call))
             self._start_queued()
 
     def _start_queued(self) -> None:
         while self._queued and len(self._jobs) < MOST_THREADS:
-            number, call = self._queued.popleft()
-            tool, job_id = self._toolbox[call.name], next(self._job_ids)
+            number, tool, call = self._queued.popleft()
+            job_id = next(self._job_ids)
             self._jobs[job_id] = _Job(number, call, time.monotonic())
             _start_daemon(partial(self._work, job_id, tool, call))
 
@@ -131,16 +137,11 @@ def _run(tool: Tool, call: Call) -> CallRecord:
             raise TypeError(f"it returned {type(reply).__name__}; a tool returns text")
     except (Exception, SystemExit) as error:  # noqa: BLE001 (code of the user)
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return call.record("error", _encodable(what), time.monotonic() - started)
-    return call.record("answered", _encodable(reply), time.monotonic() - started)
+        return call.record("error", encodable(what), time.monotonic() - started)
+    return call.record("answered", encodable(reply), time.monotonic() - started)
 
 
 def _awaited(reply: Coroutine[Any, Any, str]) -> str:
     with asyncio.Runner() as runner:
         runner.get_loop().set_default_executor(_DaemonThreads())
         return runner.run(reply)
-
-
-def _encodable(text: str) -> str:
-    """Half a surrogate pair, which JSON can spell, is no text that a tokenizer or a file takes."""
-    return text.encode("utf-8", "replace").decode()
