@@ -105,7 +105,9 @@ class TestLearning:
             roles = [message["role"] for message in row["conversation"]]
             assert set(roles[::2]) == {"assistant"}
             assert set(roles[1::2]) <= {"tool"}
-            assert {"status", "outcome", "reply", "tool"} <= set(row["calls"][0])
+            call = row["calls"][0]
+            assert {"status", "outcome", "reply", "tool"} <= set(call)
+            assert list(call["arguments"]) == (["expression"] if call["status"] == "ok" else [])
         last = max(row["step"] for row in called)
         flags = ("--step", str(last), "--min-reward", "1", "--stop-reason", "answered")
         shown = self.samples(directory, *flags, "--count", "2").stdout
@@ -180,6 +182,13 @@ def add(first: int, second: int) -> str:
     """
     return str(first + second)
 
+class Game:
+    def reset(self, **row) -> None:
+        pass
+
+    def guess(self, number: int) -> str:
+        return "higher"
+
 tool = 7
 '''
 
@@ -218,6 +227,8 @@ def test_a_hub_model_with_a_bpe_tokenizer_and_its_template(
         (["--tool", "own_tools:nothing"], "own_tools has no function 'nothing'"),
         (["--tool", "own_tools:tool"], "own_tools has no function 'tool'"),
         (["--tool", "no_such_tools:f"], "--tool no_such_tools:f: no module"),
+        (["--environment", "own_tools:half"], "--environment own_tools:half: is not a class"),
+        (["--environment", "own_tools:Game"], "--environment own_tools:Game: tool guess: "),
         (["--max-turns", "0"], "--max-turns 0: must be at least 1"),
         (["--tool-timeout", "0"], "--tool-timeout 0"),
         (["--max-tool-tokens", "2"], "--max-tool-tokens 2: must be at least 8"),

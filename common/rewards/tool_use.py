@@ -1,4 +1,7 @@
-"""Scores of how a conversation used its tools. They look at the calls, never at what was read."""
+"""Scores of how a conversation used its tools, and of what came of it in its environment.
+
+They look at the calls, never at what was read.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,12 @@ def tool_execution(completion: Transcript, task: Task) -> float:
     """The share of the calls that a tool answered without complaint; 0 without any."""
     del task
     return _share(completion, lambda call: call.succeeded)
+
+
+def environment_reward(completion: Transcript, task: Task) -> float:
+    """What the conversation's environment gave; 0 where a tool broke the conversation off."""
+    del task
+    return 0.0 if completion.environment_reward is None else completion.environment_reward
 
 
 def _share(completion: Transcript, holds: Callable[[CallRecord], bool]) -> float:

@@ -8,12 +8,12 @@ from typing import Literal
 
 from common.tools.calls import CallRecord
 
-Role = Literal["assistant", "tool"]
+Role = Literal["user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation after the question."""
+    """One turn of a conversation after the question; a user's is what an environment adds to it."""
 
     role: Role
     content: str
@@ -28,11 +28,18 @@ class Transcript(str):
 
     messages: tuple[Message, ...]
     calls: tuple[CallRecord, ...]
+    environment_reward: float | None
+    """What the conversation's environment made of it, if there is one that gives a reward."""
 
     def __new__(
-        cls, text: str, messages: Sequence[Message] = (), calls: Sequence[CallRecord] = ()
+        cls,
+        text: str,
+        messages: Sequence[Message] = (),
+        calls: Sequence[CallRecord] = (),
+        environment_reward: float | None = None,
     ) -> Transcript:
         self = super().__new__(cls, text)
         self.messages = tuple(messages)
         self.calls = tuple(calls)
+        self.environment_reward = environment_reward
         return self

@@ -5,11 +5,13 @@
       +-- tool <-+
 
 What is ready joins the decode loop at the next chance; tools run beside it and hold nobody up.
+Where there is an environment, each conversation has an instance of its own from beginning to end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,9 +21,10 @@ from common.rollout import rollout
 from common.rollout.generate import Completion, Generator, Request
 from common.rollout.sampling import Sampling, StreamKey
 from common.rollout.tool_chat import ToolChat
-from common.rollout.trajectory import Segment, Trajectory
+from common.rollout.trajectory import ERRORED, Segment, Trajectory
 from common.tasks.task import Task
 from common.tools.calls import Call, CallRecord
+from common.tools.environment import Environment
 from common.tools.runner import ToolRunner
 
 # A reply after which there is less room than this, in tokens, is not worth reading.
@@ -41,11 +44,11 @@ class Limits:
     """What one conversation may take."""
 
     max_turns: int
-    """Turns of the policy."""
+    """Turns of the policy. A call in the last of them is not run: nobody would read the reply."""
     max_length: int
     """Tokens in all."""
     max_tool_tokens: int
-    """Tokens of one reply of a tool; longer ones are cut."""
+    """Tokens of one reply of a tool, and of what an environment opens with; longer ones are cut."""
     max_invalid_calls: int
     """A conversation ends with this many calls that could not be run."""
 
@@ -60,26 +63,37 @@ def multi_turn(
     runner: ToolRunner,
     limits: Limits,
 ) -> list[rollout.Conversation]:
-    """Hold a conversation about each task; `max_completion_tokens` counts all turns of one."""
-    conversations = [
-        _Conversation(task, stream, chat, limits, max_completion_tokens)
-        for task, stream in openings
-    ]
-    with generator.decoding(sampling) as decoding:
-        for number, conversation in enumerate(conversations):
-            decoding.add(number, conversation.request())
-        while decoding.busy or runner.busy:
-            for number, completion in sorted(decoding.advance(), key=lambda turn: turn[0]):
-                if call := conversations[number].take(completion):
-                    runner.start(number, call)
-                else:
-                    decoding.forget(number)
-            for number, record in runner.finished(0.0 if decoding.busy else _PATIENCE):
-                conversations[number].hear(record)
-                if conversations[number].stop_reason:
-                    decoding.forget(number)
-                else:
-                    decoding.add(number, conversations[number].request())
+    """Hold a conversation about each task; `max_completion_tokens` counts all turns of one.
+
+    Environments are opened in the order of the tasks, before anything is sampled, and each is
+    closed once, when its conversation ends, or with all others if this one does not end.
+    """
+    with ExitStack() as unfinished:
+        conversations: list[_Conversation] = []
+        for task, stream in openings:
+            environment = chat.environments.make() if chat.environments else None
+            if environment:
+                unfinished.callback(environment.abandon)
+            conversations.append(
+                _Conversation(task, stream, chat, limits, max_completion_tokens, environment)
+            )
+        with generator.decoding(sampling) as decoding:
+            for number, conversation in enumerate(conversations):
+                decoding.add(number, conversation.request())
+            while decoding.busy or runner.busy:
+                for number, completion in sorted(decoding.advance(), key=lambda turn: turn[0]):
+                    if call := conversations[number].take(completion):
+                        runner.start(number, call, conversations[number].own_tools)
+                    else:
+                        conversations[number].close()
+                        decoding.forget(number)
+                for number, record in runner.finished(0.0 if decoding.busy else _PATIENCE):
+                    conversations[number].hear(record)
+                    if conversations[number].stop_reason:
+                        conversations[number].close()
+                        decoding.forget(number)
+                    else:
+                        decoding.add(number, conversations[number].request())
     return [conversation.finished() for conversation in conversations]
 
 
@@ -93,14 +107,22 @@ class _Conversation:
         chat: ToolChat,
         limits: Limits,
         max_completion_tokens: int,
+        environment: Environment | None,
     ) -> None:
         self.stop_reason: StopReason | None = None
+        self.own_tools = environment.tools if environment else {}
+        self._environment = environment
+        self._reward: float | None = None
         self._stream = stream
         self._chat = chat
         self._limits = limits
         self._budget = max_completion_tokens
-        self._segments = [Segment(tuple(chat.prompt_ids(task.question)), sampled=False)]
         self._messages: list[Message] = []
+        opening = chat.cut(environment.reset(task), limits.max_tool_tokens) if environment else ""
+        question = f"{task.question}\n\n{opening}" if opening else task.question
+        if opening:
+            self._messages.append(Message("user", opening))
+        self._segments = [Segment(tuple(chat.prompt_ids(question)), sampled=False)]
         self._turns: list[str] = []
         self._calls: list[CallRecord] = []
 
@@ -125,7 +147,7 @@ class _Conversation:
         self.stop_reason = self._reason_to_stop(completion, turn, call)
         if call is None or not self.stop_reason:
             return call
-        self._calls.append(CallRecord(call.name, call.status, "unanswered", call.complaint))
+        self._calls.append(call.record("unanswered", call.complaint))
         return None
 
     def _reason_to_stop(
@@ -156,7 +178,17 @@ class _Conversation:
         self._segments.append(Segment(tuple(bridge), sampled=False))
         self._messages.append(Message("tool", record.reply))
 
+    def close(self) -> None:
+        """Ask the environment for its reward, unless a tool broke off, and close it."""
+        if self._environment is None:
+            return
+        if self.stop_reason in ERRORED:
+            self._environment.abandon()
+        else:
+            self._reward = self._environment.reward()
+            self._environment.close()
+
     def finished(self) -> rollout.Conversation:
         trajectory = Trajectory(tuple(self._segments), self.stop_reason or "")
         last = "" if self._chat.call_in(self._turns[-1]) else self._turns[-1]
-        return trajectory, Transcript(last, self._messages, self._calls)
+        return trajectory, Transcript(last, self._messages, self._calls, self._reward)

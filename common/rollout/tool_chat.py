@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.rollout.chat import ChatFormat
 from common.rollout.stop_strings import StopString
 from common.tools.calls import Call, Format, closing_tag, parse_calls
+from common.tools.environment import EnvironmentFactory
 from common.tools.toolbox import Tool
 
 _TURNS = ("FIRSTTURN", "SECONDTURN")
@@ -33,8 +34,12 @@ class ToolChat(ChatFormat):
         system_prompt: str,
         toolbox: Mapping[str, Tool],
         call_format: Format,
+        environments: EnvironmentFactory | None = None,
     ) -> None:
-        """Raises `UserError` for a chat template that cannot hold such a conversation."""
+        """`environments` makes one for each conversation; the toolbox has its tools among others.
+
+        Raises `UserError` for a chat template that cannot hold such a conversation.
+        """
         for tool in toolbox.values():
             if call_format == "tags" and not tool.needs_one_argument:
                 raise UserError(
@@ -44,6 +49,7 @@ class ToolChat(ChatFormat):
         schemas = [tool.schema for tool in toolbox.values()] if call_format == "hermes" else []
         super().__init__(tokenizer, system_prompt, schemas)
         self.toolbox = toolbox
+        self.environments = environments
         self.call_format: Format = call_format
         self._ends_call = StopString(tokenizer, closing_tag(call_format))
         self._check_template()

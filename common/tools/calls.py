@@ -12,12 +12,15 @@ from typing import Any, Literal
 from common.tools.toolbox import Tool
 
 Status = Literal["ok", "unclosed", "invalid_json", "unknown_tool", "bad_arguments"]
+Outcome = Literal["answered", "unanswered", "timeout", "error"]
 Format = Literal["tags", "hermes"]
 
 # A call beyond this is refused unread.
 MAX_CALL_CHARACTERS = 4000
 # Of an integer; larger ones are not what anybody means.
 MAX_DIGITS = 30
+# Of lists and objects in one another; deeper ones could not be copied or written to a file.
+MAX_DEPTH = 30
 
 _OPENING = {"tags": re.compile(r"<tool:(\w{1,64})>"), "hermes": re.compile(r"<tool_call>")}
 _CLOSING = {"tags": "</tool>", "hermes": "</tool_call>"}
@@ -37,6 +40,10 @@ class Call:
     complaint: str = ""
     """For the model, if the status is not `ok`."""
 
+    def record(self, outcome: Outcome, reply: str, seconds: float = 0.0) -> CallRecord:
+        """What is kept of the attempt, now that it is known what became of it."""
+        return CallRecord(self.name, self.status, outcome, reply, seconds, self.arguments)
+
 
 @dataclass(frozen=True)
 class CallRecord:
@@ -45,10 +52,12 @@ class CallRecord:
     tool: str
     """Empty where the attempt could not be read so far."""
     status: Status
-    outcome: Literal["answered", "unanswered", "timeout", "error"]
+    outcome: Outcome
     """`unanswered`: the conversation ended before the call was run; `error`: the tool raised."""
     reply: str
     seconds: float = 0.0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """As they were read, of values that JSON has; empty where they could not be."""
 
     @property
     def succeeded(self) -> bool:
@@ -129,10 +138,18 @@ def _value(text: str) -> Any:
 
 
 def _parsed(text: str) -> Any:
-    return json.loads(text, parse_constant=_refused, parse_float=_finite, parse_int=_short)
+    parsed = json.loads(text, parse_constant=_refused, parse_float=_finite, parse_int=_short)
+    return _refused("too deep") if _is_deeper(parsed, MAX_DEPTH) else parsed
 
 
-def _refused(name: str) -> float:
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, list | dict):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(part, levels - 1) for part in parts)
+
+
+def _refused(name: str) -> Any:
     raise ValueError(name)
 
 

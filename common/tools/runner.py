@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import queue
 import threading
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+from common.printable import encodable
 from common.tools.calls import Call, CallRecord
 from common.tools.toolbox import Tool
 
@@ -24,7 +26,7 @@ MOST_THREADS = 256
 @dataclass(frozen=True)
 class _Job:
     number: int
-    tool: Tool
+    call: Call
     started: float
 
 
@@ -41,7 +43,7 @@ class ToolRunner:
         self._toolbox = toolbox
         self._timeout = timeout
         self._ready: list[tuple[int, CallRecord]] = []
-        self._queued: deque[tuple[int, Call]] = deque()
+        self._queued: deque[tuple[int, Tool, Call]] = deque()
         self._jobs: dict[int, _Job] = {}
         # A job that was given up may still come back, when its conversation's number has another.
         self._job_ids = itertools.count()
@@ -51,22 +53,26 @@ class ToolRunner:
     def busy(self) -> bool:
         return bool(self._ready or self._jobs or self._queued)
 
-    def start(self, number: int, call: Call) -> None:
-        """Run a call; one that cannot be run is answered with what is wrong with it."""
+    def start(self, number: int, call: Call, own: Mapping[str, Tool] | None = None) -> None:
+        """Run a call; one that cannot be run is answered with what is wrong with it.
+
+        `own` are tools of the conversation's, in place of those of the same names.
+        """
         if call.status != "ok":
-            complaint = f"error: {call.complaint}"
-            self._ready.append((number, CallRecord(call.name, call.status, "answered", complaint)))
-        elif self._toolbox[call.name].instant:
-            self._ready.append((number, _run(self._toolbox[call.name], call)))
+            self._ready.append((number, call.record("answered", f"error: {call.complaint}")))
+            return
+        tool = {**self._toolbox, **(own or {})}[call.name]
+        if tool.instant:
+            self._ready.append((number, _run(tool, call)))
         else:
-            self._queued.append((number, call))
+            self._queued.append((number, tool, call))
             self._start_queued()
 
     def _start_queued(self) -> None:
         while self._queued and len(self._jobs) < MOST_THREADS:
-            number, call = self._queued.popleft()
-            tool, job_id = self._toolbox[call.name], next(self._job_ids)
-            self._jobs[job_id] = _Job(number, tool, time.monotonic())
+            number, tool, call = self._queued.popleft()
+            job_id = next(self._job_ids)
+            self._jobs[job_id] = _Job(number, call, time.monotonic())
             _start_daemon(partial(self._work, job_id, tool, call))
 
     def _work(self, job_id: int, tool: Tool, call: Call) -> None:
@@ -94,7 +100,7 @@ class ToolRunner:
         late = [job_id for job_id, job in self._jobs.items() if now - job.started > self._timeout]
         why = f"no reply within {self._timeout:g} s"
         return [
-            (job.number, CallRecord(job.tool.name, "ok", "timeout", why, self._timeout))
+            (job.number, job.call.record("timeout", why, self._timeout))
             for job in map(self._jobs.pop, late)
         ]
 
@@ -123,23 +129,19 @@ def _run(tool: Tool, call: Call) -> CallRecord:
     """Whatever a tool raises ends its conversation alone, and is counted and shown."""
     started = time.monotonic()
     try:
-        reply = tool.function(**call.arguments)
+        # A copy: what a tool does to its arguments is not what the model wrote.
+        reply = tool.function(**copy.deepcopy(dict(call.arguments)))
         if tool.is_async:
             reply = _awaited(cast(Coroutine[Any, Any, str], reply))
         if not isinstance(reply, str):
             raise TypeError(f"it returned {type(reply).__name__}; a tool returns text")
     except (Exception, SystemExit) as error:  # noqa: BLE001 (code of the user)
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return CallRecord(tool.name, "ok", "error", _encodable(what), time.monotonic() - started)
-    return CallRecord(tool.name, "ok", "answered", _encodable(reply), time.monotonic() - started)
+        return call.record("error", encodable(what), time.monotonic() - started)
+    return call.record("answered", encodable(reply), time.monotonic() - started)
 
 
 def _awaited(reply: Coroutine[Any, Any, str]) -> str:
     with asyncio.Runner() as runner:
         runner.get_loop().set_default_executor(_DaemonThreads())
         return runner.run(reply)
-
-
-def _encodable(text: str) -> str:
-    """Half a surrogate pair, which JSON can spell, is no text that a tokenizer or a file takes."""
-    return text.encode("utf-8", "replace").decode()

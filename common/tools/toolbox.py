@@ -24,7 +24,7 @@ class Tool:
     """JSON schema for the chat template of a model that was trained on them."""
     parameters: Mapping[str, inspect.Parameter]
     instant: bool = False
-    """Whether it returns at once and depends on its arguments alone."""
+    """Whether it returns at once and depends on its arguments and its instance's state alone."""
 
     @property
     def is_async(self) -> bool:
@@ -64,8 +64,8 @@ class Tool:
 def instant(function: SyncFunction) -> SyncFunction:
     """Promise that a tool returns at once and depends on its arguments alone.
 
-    Such a tool runs in the order of the conversations, so that runs repeat exactly, and has no
-    limit of time.
+    A method of an environment may depend on the state of its instance, too. Such a tool runs in the
+    order of the conversations, so that runs repeat exactly, and has no limit of time.
     """
     vars(function)["instant"] = True
     return function

@@ -14,6 +14,7 @@ from common.own_code import import_function
 from common.rollout.multi_turn import Limits, multi_turn
 from common.rollout.rollout import Conversation
 from common.rollout.tool_chat import ToolChat
+from common.tools.environment import EnvironmentFactory
 from common.tools.runner import ToolRunner
 from common.tools.toolbox import Tool, ToolFunction, make_tool, make_toolbox
 
@@ -25,7 +26,8 @@ class MultiTurnConfig(TrainConfig):
     bundled_task_limits: ClassVar[Mapping[str, object]] = {}
 
     max_turns: int = 4
-    """Most turns of the policy in a conversation; the last one is for the answer."""
+    """Most turns of the policy in a conversation. A call in the last of them is not run, so there
+    are at most N - 1 replies; 1 leaves no tool to use."""
     max_invalid_calls: int = 3
     """A conversation ends with this many calls that could not be run."""
     max_tool_tokens: int = by_model(bundled=48, other=512)
@@ -38,6 +40,9 @@ class MultiTurnConfig(TrainConfig):
     that Qwen and others were trained on. Default: tags for a bundled model, else hermes."""
     tool: tuple[str, ...] = ()
     """Tools of your own as module:function."""
+    environment: str | None = None
+    """Tools of your own that share the state of a conversation, as module:Class, of which each
+    conversation has an instance; see "An environment" in CONTRIBUTING.md."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,15 +60,17 @@ def load_tool_chat(
     """The chat with the experiment's tools, by the names that the model uses, and the user's own.
 
     The system prompt says how to call them, unless the chat template does. Raises `UserError` for a
-    function that is no tool, two tools of one name, and a template that cannot hold the calls.
+    function that is no tool, a class that is no environment, two tools of one name, and a template
+    that cannot hold the calls.
     """
     given = [make_tool(function, name) for name, function in tools.items()]
     own = [make_tool(import_function("--tool", path)) for path in config.tool]
-    toolbox = make_toolbox([*given, *own])
+    environments = EnvironmentFactory(config.environment) if config.environment else None
+    toolbox = make_toolbox([*given, *own, *(environments.tools if environments else ())])
     system_prompt = config.system_prompt
     if system_prompt and config.tool_format == "tags":
         system_prompt = f"{system_prompt}\n\n{describe(toolbox)}"
-    return ToolChat(tokenizer, system_prompt, toolbox, config.tool_format)
+    return ToolChat(tokenizer, system_prompt, toolbox, config.tool_format, environments)
 
 
 def describe(toolbox: Mapping[str, Tool]) -> str:

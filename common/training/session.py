@@ -80,13 +80,14 @@ def open_session(
     run = _open_run_together(config, console, ranks)
     objective = load_objective(config)
     train_tasks, held_out = load_task_split(config)
-    reward_functions = load_rewards(config, train_tasks[0], console.out, rewards)
     tokenizer = load_tokenizer(config.model_name)
     if isinstance(config, MultiTurnConfig):
         chat = load_tool_chat(config, tokenizer, tools or {})
-        converse = converse_with_tools(config, chat)
+        converse, environments = converse_with_tools(config, chat), chat.environments
     else:
         chat, converse = ChatFormat(tokenizer, config.system_prompt), single_turn
+        environments = None
+    reward_functions = load_rewards(config, train_tasks[0], console.out, rewards, environments)
     check_lengths(config, chat, train_tasks + held_out)
     seed_everything(config.seed)
     policy, reference = load_models(config, device, run.weights)

@@ -198,6 +198,14 @@ def test_why_a_conversation_ends_and_how_each_call_was_read(turns, reason, statu
     assert trajectory.truncated == (reason == "max_length")
 
 
+@pytest.mark.parametrize("max_turns", [1, 3])
+def test_the_call_in_the_last_turn_is_not_run(max_turns):
+    trajectory, transcript = outcome(CALL, limits=replace(LIMITS, max_turns=max_turns))
+    assert trajectory.stop_reason == "max_turns"
+    outcomes = [call.outcome for call in transcript.calls]
+    assert outcomes == ["answered"] * (max_turns - 1) + ["unanswered"]
+
+
 def test_every_bad_call_is_answered_with_what_is_wrong_with_it():
     _, transcript = outcome(
         "<tool:search> x</tool>", "<tool:calc> 2 + 2", "<tool:calc> 2 +</tool>", ANSWER

@@ -1,6 +1,7 @@
 """Calls are read from what a model wrote, whatever it wrote."""
 
 import json
+from dataclasses import asdict
 from typing import Any, Literal
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.tools.calculator import calculate
-from common.tools.calls import MAX_CALL_CHARACTERS, Call, parse_calls
+from common.tools.calls import MAX_CALL_CHARACTERS, MAX_DEPTH, Call, CallRecord, parse_calls
 from common.tools.toolbox import make_tool, make_toolbox
 
 
@@ -146,6 +147,31 @@ def test_what_is_no_json_is_said_to_be_none(body):
     (call,) = parse_calls(f"<tool_call>{body}</tool_call>", "hermes", TOOLBOX)
     assert call.status in ("invalid_json", "bad_arguments")
     assert call.complaint
+
+
+def test_lists_in_lists_are_read_as_long_as_they_can_be_copied_and_written():
+    def nested(levels: int) -> str:
+        arguments = '{"seconds": 1, "names": ' + "[" * levels + "]" * levels + "}"
+        return f'<tool_call>{{"name": "wait", "arguments": {arguments}}}</tool_call>'
+
+    # The call and its arguments are two of the levels.
+    (deep,) = parse_calls(nested(MAX_DEPTH - 2), "hermes", TOOLBOX)
+    assert deep.status == "bad_arguments"
+    assert json.loads(json.dumps(asdict(deep.record("unanswered", ""))))["arguments"]["names"]
+    (deeper,) = parse_calls(nested(MAX_DEPTH - 1), "hermes", TOOLBOX)
+    assert (deeper.status, deeper.arguments) == ("invalid_json", {})
+
+
+def test_a_record_has_the_arguments_as_they_were_read_and_nothing_else_of_a_call():
+    for text, arguments in (
+        (hermes(name="search", arguments={"query": "x", "limit": 2}), {"query": "x", "limit": 2}),
+        (hermes(name="search", arguments={"query": 3}), {"query": 3}),
+        (hermes(name="rm", arguments={"path": "/"}), {}),
+        ("<tool_call>{", {}),
+    ):
+        (call,) = parse_calls(text, "hermes", TOOLBOX)
+        record = call.record("unanswered", "no", 0.5)
+        assert record == CallRecord(call.name, call.status, "unanswered", "no", 0.5, arguments)
 
 
 def test_a_call_that_never_ends_is_the_last():

@@ -130,6 +130,32 @@ def test_a_late_reply_is_never_taken_for_that_of_a_later_call_of_the_same_number
     assert record.reply == "slept 0.1"
 
 
+def test_a_record_has_the_arguments_as_the_model_wrote_them_whatever_came_of_the_call():
+    def take_all(names: list[str]) -> str:
+        """Empty the list.
+
+        Args:
+            names: What to empty.
+        """
+        taken = len(names)
+        names.clear()
+        return str(taken)
+
+    runner = ToolRunner({**TOOLBOX, **make_toolbox([make_tool(take_all)])}, timeout=0.2)
+    runner.start(0, call("take_all", names=["a", "b"]))
+    runner.start(1, call("fail", text="host"))
+    runner.start(2, call("sleep", seconds=0.6))
+    runner.start(3, Call("bad_arguments", "shout", {"text": 1}, "no"))
+    records = dict(all_of(runner))
+    assert records[0].reply == "2"
+    assert [records[number].arguments for number in range(4)] == [
+        {"names": ["a", "b"]},
+        {"text": "host"},
+        {"seconds": 0.6},
+        {"text": 1},
+    ]
+
+
 async def block(seconds: float) -> str:
     """Do what an async tool must not: block its event loop.
 
