@@ -29,20 +29,19 @@ import tyro
 from rich.console import Console
 
 from benchmarks.rows import column
-from common.algo.advantages import group_advantages, mean_centred_advantages
+from common.algo.advantages import group_advantages, mean_centred_advantages, within_groups
 from common.algo.aggregation import constant_length_mean, sequence_mean
-from common.algo.clip import unclipped_surrogate
 from common.algo.objective import Objective
-from common.algo.ratio import token_log_ratio
+from common.algo.surrogate import token_log_ratio, unclipped_surrogate
 from common.models.load import ModelOptions, load_policy, load_tokenizer, stop_token_ids
 from common.models.log_probs import TokenLogProbs
-from common.replay_buffer import experiences_from, micro_batches, totals_of
+from common.replay_buffer import experiences_from, micro_batches, totals_of, with_advantages
 from common.repository import REPOSITORY
 from common.rewards.answers import is_correct
 from common.rewards.reward import build_rewards, text_rewards
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator
-from common.rollout.rollout import rollout, single_turn, with_advantages
+from common.rollout.rollout import rollout, single_turn
 from common.rollout.sampling import Sampling
 from common.rollout.trajectory import Group
 from common.run.files import read_rows
@@ -318,9 +317,14 @@ def replay(config: StudyConfig) -> str:
         is_correct=is_correct,
     )
     objectives = {
-        "GRPO": Objective(group_advantages, token_log_ratio, unclipped_surrogate, sequence_mean),
+        "GRPO": Objective(
+            partial(within_groups, advantages=group_advantages),
+            token_log_ratio,
+            unclipped_surrogate,
+            sequence_mean,
+        ),
         "Dr. GRPO": Objective(
-            mean_centred_advantages,
+            partial(within_groups, advantages=mean_centred_advantages),
             token_log_ratio,
             unclipped_surrogate,
             partial(constant_length_mean, max_tokens=MAX_COMPLETION_TOKENS),
@@ -334,9 +338,8 @@ def replay(config: StudyConfig) -> str:
         "|---|---|---|---|---|",
     ]
     for method, objective in objectives.items():
-        scored = with_advantages(groups, objective.advantages)
-        gradients[method], weights = gradient(objective, policy, scored)
-        lines.append(f"| {method} | {_shares(scored, weights)} |")
+        gradients[method], weights = gradient(objective, policy, groups)
+        lines.append(f"| {method} | {_shares(groups, weights)} |")
     cosine = torch.cosine_similarity(*gradients.values(), dim=0).item()
     lines.append(f"\nCosine of the two gradients of all {len(gradients['GRPO']):,} parameters: ")
     return "\n".join(lines) + f"{cosine:.3f}\n"
@@ -346,7 +349,7 @@ def gradient(
     objective: Objective, policy: TokenLogProbs, groups: Sequence[Group]
 ) -> tuple[torch.Tensor, list[float]]:
     """Of the loss in the policy's parameters, and in a token's log-prob for each sequence."""
-    experiences = experiences_from(groups)
+    _, experiences = with_advantages(groups, experiences_from(groups), objective.advantages)
     totals, device = totals_of(experiences), policy.model.device
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     policy.zero_grad()
@@ -354,9 +357,8 @@ def gradient(
     for micro in micro_batches(experiences, 64, device):
         log_probs, _ = policy(micro.token_ids, micro.attention_mask, micro.sampled)
         log_probs.retain_grad()
-        per_token, _, _ = objective.per_token(
-            log_probs, log_probs.detach(), micro.advantages, micro.sampled
-        )
+        log_ratio = objective.log_ratio(log_probs, log_probs.detach(), micro.sampled)
+        per_token, _ = objective.surrogate(log_ratio, micro.tokens(log_probs, totals))
         objective.aggregate(per_token, micro.sampled, totals).backward()
         assert log_probs.grad is not None
         weights.extend(log_probs.grad.abs().max(dim=1).values.tolist())

@@ -112,7 +112,7 @@ def with_advantages(
     values = advantages(batch)
     if values.ndim == 1:
         of_rollouts = values.tolist()
-        of_tokens = [torch.full((len(e),), a) for e, a in zip(experiences, values, strict=True)]
+        of_tokens = [a.expand(len(e)) for e, a in zip(experiences, values, strict=True)]
     else:
         values = torch.where(batch.mask, values, 0.0)
         of_rollouts = (values.sum(dim=-1) / batch.mask.sum(dim=-1).clamp(min=1)).tolist()

@@ -29,6 +29,7 @@ def loss_of(
     for batch in batches:
         log_probs, _ = policy(batch.token_ids, batch.attention_mask, batch.sampled)
         assert batch.log_probs_ref is not None
+        assert batch.advantages is not None
         per_token = token_losses(
             objective, log_probs, batch.log_probs_old, batch.advantages, batch.sampled
         )

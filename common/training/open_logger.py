@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import transformers
 from rich.console import Console
 
 from common.flags.train_config import TrainConfig
@@ -26,13 +25,12 @@ def open_logger(
     run: Run,
     record: Mapping[str, Any],
     console: Console,
-    model: transformers.PreTrainedModel,
-    tokenizer: transformers.PreTrainedTokenizerBase,
+    recorder: Recorder | None = None,
 ) -> Logger:
     """Console and JSONL always; TensorBoard and W&B, unless both are off, through their mirror.
 
-    A process that does not write the run gets a silent logger. Figures are drawn of the rows, the
-    model, and what it makes of texts.
+    A process that does not write the run gets a silent logger. `recorder` takes snapshots of the
+    model, for figures.
     """
     directory = run.directory
     if not run.writes:
@@ -62,11 +60,6 @@ def open_logger(
     )
     health = Health()
     health.replay(read_rows(directory.metrics_file))
-    recorder = None
-    if config.figures_interval:
-        layer, head = config.figures_layer, config.figures_head
-        path = directory.snapshots_file
-        recorder = Recorder(path, model, tokenizer, layer, head)
     return Logger(sinks, console, directory.samples_file, intervals, health, recorder)
 
 

@@ -23,6 +23,7 @@ from common.flags.objective import load_objective
 from common.flags.train_config import TrainConfig
 from common.logger.logger import Logger
 from common.logger.metrics import RunStatistics, batch_metrics, evaluation_metrics
+from common.logger.recorder import Recorder
 from common.logger.timer import Timer
 from common.logger.tool_metrics import conversation_metrics, tool_evaluation_metrics
 from common.models.device import resolve_device
@@ -106,8 +107,11 @@ def open_session(
         ranks,
         converse,
     )
-    record = start_run(run, config, policy, ranks.count)
-    with interruption, open_logger(config, run, record, console, policy.model, tokenizer) as logger:
+    record, recorder = start_run(run, config, policy, ranks.count), None
+    if config.figures_interval:
+        layer, head = config.figures_layer, config.figures_head
+        recorder = Recorder(run.directory.snapshots_file, policy.model, tokenizer, layer, head)
+    with interruption, open_logger(config, run, record, console, recorder) as logger:
         learner.logger = logger
         session = Session(
             config,

@@ -160,11 +160,11 @@ def nan_run() -> None:
     """A whole run in which what the second rank learns from in the third optimizer step is NaN."""
     honest, calls = OptimizerBatch.micro_batches, 0
 
-    def micro_batches(batch: OptimizerBatch) -> Iterator[ExperienceBatch]:
+    def micro_batches(self: OptimizerBatch) -> Iterator[ExperienceBatch]:
         nonlocal calls
         calls += 1
         is_broken = calls == 3 and os.environ["RANK"] == "1"
-        for micro in honest(batch):
+        for micro in honest(self):
             broken = replace(micro, log_probs_old=micro.log_probs_old * torch.nan)
             yield broken if is_broken else micro
 
@@ -176,12 +176,12 @@ def raising_run() -> None:
     """A whole run in which the second rank fails in the fourth optimizer step."""
     honest, calls = OptimizerBatch.micro_batches, 0
 
-    def micro_batches(batch: OptimizerBatch) -> Iterator[ExperienceBatch]:
+    def micro_batches(self: OptimizerBatch) -> Iterator[ExperienceBatch]:
         nonlocal calls
         calls += 1
         if calls == 4 and os.environ["RANK"] == "1":
             raise RuntimeError("planted on rank 1")
-        return honest(batch)
+        return honest(self)
 
     OptimizerBatch.micro_batches = micro_batches
     run()

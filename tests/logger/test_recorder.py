@@ -133,7 +133,7 @@ def test_a_snapshot_that_fails_is_said_once_and_the_training_goes_on(tmp_path: P
     console = Console(file=io.StringIO())
     sinks = [JsonlSink(tmp_path / "metrics.jsonl")]
     with Logger(sinks, console, tmp_path / "samples.jsonl", recorder=Broken()) as logger:
-        logger.log_gradients(0)
-        logger.log_gradients(1)
+        logger.snapshot_gradients(0)
+        logger.snapshot_gradients(1)
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert said == "no more snapshots for figures (RuntimeError: no such thing)\n"

@@ -94,7 +94,7 @@ def test_the_samplers_log_probs_are_the_learners(model_directory):
     completions = generate(generator, requests, SAMPLING)
     assert len({len(completion.token_ids) for completion in completions}) >= 4
     experiences = [
-        Experience.from_trajectory(0, as_trajectory(request, completion), 1.0)
+        Experience.from_trajectory(0, as_trajectory(request, completion))
         for request, completion in zip(requests, completions, strict=True)
     ]
     assert min(len(experience) for experience in experiences) > SLIDING_WINDOW
@@ -144,7 +144,7 @@ def test_every_stop_token_ends_a_completion_and_is_trained_on(model_directory):
         hook.remove()
         assert completion.token_ids == [stop_id]
         assert completion.stop_reason == "stop"
-        experience = Experience.from_trajectory(0, as_trajectory(request, completion), 1.0)
+        experience = Experience.from_trajectory(0, as_trajectory(request, completion))
         assert int(experience.sampled.sum()) == 1
         assert bool(experience.sampled[-1])
         scored = with_log_probs([experience], policy, None, 1)[0]
@@ -160,7 +160,7 @@ def test_tokens_inside_a_sequence_that_look_like_padding_are_read(model_director
         row[8] = row[15] = special
         completion = Completion(row[5:].tolist(), [-1.0] * 15, "length")
         request = Request(tuple(row[:5].tolist()), StreamKey(1, 0, 0, 0), MAX_NEW_TOKENS)
-        experience = Experience.from_trajectory(0, as_trajectory(request, completion), 1.0)
+        experience = Experience.from_trajectory(0, as_trajectory(request, completion))
         scored = with_log_probs([experience], policy, None, 1)[0]
         expected = plain_log_probs(model_directory, row)[4:]
         torch.testing.assert_close(scored.log_probs_old[5:], expected, atol=1e-5, rtol=0)
@@ -266,7 +266,7 @@ def test_turns_of_a_conversation_are_sampled_and_learned_alike(model_directory):
         ((alone, _),) = converse([opening])
         assert alone.token_ids == trajectory.token_ids
         assert alone.log_probs == pytest.approx(trajectory.log_probs, abs=1e-4)
-    experiences = [Experience.from_trajectory(0, trajectory, 1.0) for trajectory, _ in together]
+    experiences = [Experience.from_trajectory(0, trajectory) for trajectory, _ in together]
     for experience in with_log_probs(experiences, policy, None, 4):
         torch.testing.assert_close(
             experience.log_probs_old, experience.log_probs_sampler, atol=1e-4, rtol=0

@@ -14,7 +14,8 @@ from tests.helpers import REPOSITORY
 
 @pytest.mark.parametrize("phase", REMEDIES)
 def test_of_the_device_names_the_phase_and_flags_that_exist(phase):
-    with pytest.raises(UserError) as caught, Timer()(phase):
+    timer = Timer()
+    with pytest.raises(UserError) as caught, timer.explain_lack_of_memory(), timer(phase):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB.")
     message = str(caught.value)
     assert message.startswith(f"out of memory in {phase}: lower --")
@@ -25,19 +26,21 @@ def test_of_the_device_names_the_phase_and_flags_that_exist(phase):
 
 def test_of_the_machine_is_recognised():
     expected = "out of memory in train: lower --micro-batch-size"
-    with pytest.raises(UserError, match=expected), Timer()("train"):
+    timer = Timer()
+    with pytest.raises(UserError, match=expected), timer.explain_lack_of_memory(), timer("train"):
         torch.empty(2**60, dtype=torch.uint8)
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="a bug"), Timer()("train"):
+    timer = Timer()
+    with pytest.raises(RuntimeError, match="a bug"), timer.explain_lack_of_memory(), timer("train"):
         raise RuntimeError("a bug")
 
 
 def test_every_phase_of_every_experiment_has_a_remedy():
     phases = {
         phase
-        for script in REPOSITORY.glob("experiment_*/train.py")
+        for script in REPOSITORY.glob("common/training/*.py")
         for phase in re.findall(r'timer\("(\w+)"\)', script.read_text(encoding="utf-8"))
     }
     assert {"rollout", "train"} <= phases <= set(REMEDIES)

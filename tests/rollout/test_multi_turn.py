@@ -515,7 +515,7 @@ def chatty_trajectories() -> tuple[TokenLogProbs, list[Trajectory]]:
 
 def test_the_samplers_log_probs_are_the_learners_in_every_turn():
     policy, trajectories = chatty_trajectories()
-    experiences = [Experience.from_trajectory(0, t, 1.0) for t in trajectories]
+    experiences = [Experience.from_trajectory(0, t) for t in trajectories]
     scored = with_log_probs(experiences, policy, None, 4)
     for trajectory, experience in zip(trajectories, scored, strict=True):
         position = 0
@@ -543,7 +543,7 @@ def test_what_a_tool_said_has_no_gradient_of_its_own():
             else segment
             for number, segment in enumerate(trajectory.segments)
         )
-        experience = Experience.from_trajectory(0, Trajectory(segments, "answered"), 1.0)
+        experience = Experience.from_trajectory(0, Trajectory(segments, "answered"))
         sampled = experience.sampled[None]
         hidden.clear()
         log_probs, _ = policy(experience.token_ids[None], torch.ones_like(sampled), sampled)
