@@ -1,40 +1,60 @@
-"""Functions that a user names on the command line as `module:function`."""
+"""Functions that a user names on the command line as `module:function` or `file.py:function`.
+
+Classes and other callables count as functions.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from common.errors import UserError
 
 
+def names_own_code(value: str) -> bool:
+    """Whether a flag's value names a user's own function, not something that is built in."""
+    return ":" in value
+
+
+def function_name(path: str) -> str:
+    """The function's part of `module:function` or `file.py:function`."""
+    return path.rpartition(":")[2]
+
+
+def anchored(path: str, directory: Path) -> str:
+    """`file.py:function` as an absolute path, found from `directory`; anything else as it is."""
+    source, _, function = path.rpartition(":")
+    return f"{directory / source}:{function}" if _is_file(source) else path
+
+
 def import_function(flag: str, path: str) -> Callable[..., Any]:
-    """Import `module:function`, looking in the working directory first.
+    """Import `module:function` or `file.py:function`, looking in the working directory first.
 
     Raises `UserError` naming flag and value.
     """
-    module_name, _, function_name = path.partition(":")
-    if not module_name or not function_name:
-        raise UserError(f"{flag} {path}: not of the form module:function")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    with code_of_the_user(flag, path):
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"{flag} {path}: no module {error.name!r}; run from its directory or install it"
-            ) from None
-    function = getattr(module, function_name, None)
+    module = _import_module(flag, path)
+    function = getattr(module, function_name(path), None)
     if not callable(function):
-        raise UserError(f"{flag} {path}: {module_name} has no function {function_name!r}")
+        source = path.rpartition(":")[0]
+        raise UserError(f"{flag} {path}: {source} has no function {function_name(path)!r}")
     return function
+
+
+def source_digest(flag: str, path: str) -> str | None:
+    """SHA-256 of the file that a function is named in; None for a module without one.
+
+    What that file imports is not in it. Raises `UserError` as `import_function` does.
+    """
+    source = getattr(_import_module(flag, path), "__file__", None)
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None
 
 
 @contextmanager
@@ -46,7 +66,57 @@ def code_of_the_user(flag: str, path: str) -> Iterator[None]:
         raise
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
+        file, line = frame.filename, frame.lineno
+        if isinstance(error, SyntaxError):
+            file, line = error.filename, error.lineno
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
-            f"{flag} {path}: raised {what} ({frame.filename}, line {frame.lineno}); mend it"
-        ) from error
+        raise UserError(f"{flag} {path}: raised {what} ({file}, line {line}); mend it") from error
+
+
+def _is_file(source: str) -> bool:
+    return source.endswith(".py")
+
+
+def _import_module(flag: str, path: str) -> ModuleType:
+    source, _, function = path.rpartition(":")
+    if not source or not function:
+        raise UserError(f"{flag} {path}: not of the form module:function or file.py:function")
+    with code_of_the_user(flag, path):
+        try:
+            if _is_file(source):
+                return _import_file(flag, path, Path.cwd() / source)
+            _look_in(Path.cwd())
+            return importlib.import_module(source)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{flag} {path}: no module {error.name!r}; run from its directory or install it"
+            ) from None
+
+
+def _import_file(flag: str, path: str, file: Path) -> ModuleType:
+    """Import a file as Python runs a script: what lies beside it can be imported.
+
+    Its name as a module is its path, since another module may have that of the file.
+    """
+    if not file.is_file():
+        raise UserError(f"{flag} {path}: no such file; give its path from {Path.cwd()}")
+    name = str(file.resolve())
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    _look_in(file.parent)
+    with ExitStack() as undo:
+        sys.modules[name] = module
+        undo.callback(sys.modules.pop, name)
+        spec.loader.exec_module(module)
+        undo.pop_all()
+    return module
+
+
+def _look_in(directory: Path) -> None:
+    """Let modules of a directory be imported, before any others of their names."""
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))

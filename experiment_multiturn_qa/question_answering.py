@@ -7,8 +7,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from common.errors import UserError
+from common.flags.markers import OWN_CODE
 from common.flags.train_config import by_model
 from common.models.load import load_tokenizer
 from common.own_code import code_of_the_user, import_function
@@ -37,9 +39,10 @@ class SearchConfig(MultiTurnConfig):
 
     documents_path: Path = DOCUMENTS
     """Directory of .md and .txt files to search in."""
-    retriever: str = "bm25"
-    """What finds passages: bm25, module:function of your own (from a list of passages to a
-    retriever), or, as controls, random (any passages) and none (no tool to search with)."""
+    retriever: Annotated[str, OWN_CODE] = "bm25"
+    """What finds passages: bm25, module:function or file.py:function of your own (from a list of
+    passages to a retriever), or, as controls, random (any passages) and none (no tool to search
+    with)."""
     passages_per_search: int = 2
     """Passages that a search shows."""
     passage_tokens: int = by_model(bundled=160, other=256)

@@ -71,6 +71,7 @@ def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:
         (["--reward-weights", "nosuch=1"], ["nosuch", "answer_check"]),
         (["--reward-weights", "answer_check=x"], ["answer_check=x", "name=number"]),
         (["--reward", "no_such_module:f"], ["--reward no_such_module:f", "no module"]),
+        (["--reward", "/no/such.py:f"], ["--reward /no/such.py:f: no such file; give its path"]),
         (["--rollouts-per-step", "999999"], ["--rollouts-per-step 999999", "training tasks"]),
         (["--resume"], ["--resume", "no run experiment_base", "without --resume"]),
         (["--resume", "--run-name", "ghost"], ["--resume", "no run ghost"]),
@@ -132,6 +133,8 @@ def test_a_users_own_reward_function(script, tmp_path, monkeypatch, body, expect
     (tmp_path / f"{name}.py").write_text(f"def mine(completion, task):\n    {body}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     check(script, tmp_path, ["--reward", f"{name}:mine"], "mine", expected)
+    monkeypatch.chdir(tmp_path)
+    check(script, tmp_path, ["--reward", f"{name}.py:mine"], "mine", expected)
 
 
 def files_of(root):

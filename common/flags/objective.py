@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 from common.algo.objective import Objective
 from common.algo.variants import VARIANTS
 from common.errors import UserError
-from common.own_code import code_of_the_user, import_function
+from common.own_code import code_of_the_user, import_function, names_own_code
 
 if TYPE_CHECKING:
     from common.flags.train_config import TrainConfig
 
 
 def find_row(name: str) -> Callable[..., Objective]:
-    """The function from flags to an objective that a name or a `module:function` means.
+    """The function from flags to an objective that a name, or one of the user's own, means.
 
     Raises `UserError` for a name that means nothing.
     """
     if name in VARIANTS:
         return VARIANTS[name]
-    if ":" not in name:
+    if not names_own_code(name):
         raise UserError(
             f"--objective {name}: must be one of {', '.join(VARIANTS)}, or module:function or "
             "file.py:function of your own"

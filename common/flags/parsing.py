@@ -16,8 +16,10 @@ import tyro
 
 from common.command import complaint_as_line
 from common.errors import UserError
+from common.flags.markers import OWN_CODE, marked
 from common.flags.train_config import ConfigType, OpenDefault, TrainConfig
 from common.models.load import is_bundled
+from common.own_code import anchored
 
 # Names that older guides use.
 ALIASES = {"lr": ["--learning-rate"], "train_batch_size": ["--batch-size"]}
@@ -64,13 +66,20 @@ def parse_config(
     given = {
         name: value for name, value in values.items() if name not in open_flags or value is not None
     }
-    return config_class(**{name: _anchored(name, value) for name, value in given.items()})
+    own_code = marked(config_class, OWN_CODE)
+    return config_class(
+        **{name: _anchored(name, value, name in own_code) for name, value in given.items()}
+    )
 
 
-def _anchored(name: str, value: Any) -> Any:
+def _anchored(name: str, value: Any, is_own_code: bool) -> Any:
     """Paths as absolute ones, since a run may be resumed from another directory."""
     if name == "model_name" and not is_bundled(value) and Path(value).is_dir():
         return str(Path(value).absolute())
+    if is_own_code and isinstance(value, str):
+        return anchored(value, Path.cwd())
+    if is_own_code and isinstance(value, tuple):
+        return tuple(anchored(path, Path.cwd()) for path in value)
     return value.absolute() if isinstance(value, Path) else value
 
 

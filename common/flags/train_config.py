@@ -8,13 +8,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 
 from common.algo.variants import defaults_of
 from common.errors import UserError
+from common.flags.markers import FREE, OWN_CODE, ROUNDING
 from common.flags.objective import find_row
+from common.flags.spelling import as_given
 from common.models.load import ModelOptions
 from common.tasks.math_tasks import DATA_FILE
 
@@ -60,14 +62,14 @@ def by_objective(otherwise: Any) -> Any:
 class ModelFlags:
     model_name: str = "tiny"
     """Bundled name (tiny), directory, or Hub id of the policy."""
-    device: str = "auto"
+    device: Annotated[str, ROUNDING] = "auto"
     """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N or mps."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the arithmetic; weights that are trained stay float32. auto is bfloat16 on
     CUDA, else float32; float16 is refused."""
-    attn: str | None = None
+    attn: Annotated[str | None, ROUNDING] = None
     """Attention implementation for transformers, such as sdpa, eager or flash_attention_2."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, ROUNDING] = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     lora_rank: int = 0
     """Train low-rank adapters of this rank instead of all weights (needs the extra [lora])."""
@@ -95,8 +97,9 @@ class TaskFlags:
     """Drop tasks with longer numbers. Default: 1 for tiny with the bundled tasks."""
     reward_weights: str = "answer_check=1,format_exact=0.1"
     """Weights of the rewards as name=w,...; a function that is not named is only logged."""
-    reward: tuple[str, ...] = ()
-    """Your own reward functions as module:function (weight 1 unless named in the weights)."""
+    reward: Annotated[tuple[str, ...], OWN_CODE] = ()
+    """Your own reward functions as module:function or file.py:function (weight 1 unless named in
+    the weights)."""
     rubric_file: Path | None = None
     """YAML file of named criteria that add up to one more reward, called rubric."""
     rubric_weight: float = 1.0
@@ -123,11 +126,11 @@ class RolloutFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerFlags:
-    max_steps: int = by_model(bundled=25, other=100)
+    max_steps: Annotated[int, FREE] = by_model(bundled=25, other=100)
     """Rollout batches to run. Default: 25 for tiny, else 100."""
     train_batch_size: int = 128
     """Sequences per optimizer step, over all ranks: what the loss is averaged over."""
-    micro_batch_size: int = 64
+    micro_batch_size: Annotated[int, ROUNDING] = 64
     """Sequences per forward pass. Costs memory; changes no number beyond rounding."""
     epochs_per_step: int = 1
     """Passes over the replay buffer per rollout batch."""
@@ -149,7 +152,7 @@ class OptimizerFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveFlags:
-    objective: str = "grpo"
+    objective: Annotated[str, OWN_CODE] = "grpo"
     """What is maximised: grpo, dr_grpo, dapo, gspo, cispo, rloo, or module:function or
     file.py:function of your own, from the flags to an Objective."""
     kl_weight: float = 0.01
@@ -175,11 +178,11 @@ class ObjectiveFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationFlags:
-    eval_interval: int = 5
+    eval_interval: Annotated[int, FREE] = 5
     """Evaluate every this many steps, besides the start and the end; 0 for those two alone."""
-    eval_samples: int = 256
+    eval_samples: Annotated[int, FREE] = 256
     """Held-out tasks to evaluate on; 0 turns evaluation off."""
-    eval_group_size: int = 1
+    eval_group_size: Annotated[int, FREE] = 1
     """Completions per held-out task; from 2 on eval/pass_at_k is logged."""
 
 
@@ -187,61 +190,61 @@ class EvaluationFlags:
 class RunFlags:
     seed: int = 1
     """Seed of everything random."""
-    log_dir: Path | None = None
+    log_dir: Annotated[Path | None, FREE] = None
     """Root of all runs. Default: runs/ in the repository."""
-    run_name: str | None = None
+    run_name: Annotated[str | None, FREE] = None
     """Name of the run's directory. Default: made from time and seed."""
-    resume: bool = False
+    resume: Annotated[bool, FREE] = False
     """Continue the run named by --run-name, else the latest of this experiment, exactly where
     its last checkpoint left it. Flags that are not given keep the run's values."""
-    checkpoint_interval: int = 10
+    checkpoint_interval: Annotated[int, FREE] = 10
     """Save every this many steps, besides the end; 0 for the end alone."""
-    checkpoint_path: Path | None = None
+    checkpoint_path: Annotated[Path | None, FREE] = None
     """Root of all checkpoints. Default: each run keeps its own in its directory."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, FREE] = 2
     """Keep this many checkpoints, the newest; 0 for all."""
-    max_minutes: float | None = None
+    max_minutes: Annotated[float | None, FREE] = None
     """Save and stop after this time; --resume continues."""
-    tensorboard: bool = True
+    tensorboard: Annotated[bool, FREE] = True
     """Write TensorBoard files into the run's directory."""
-    log_completions_interval: int = 5
+    log_completions_interval: Annotated[int, FREE] = 5
     """Write sampled completions to samples.jsonl every this many steps; 0 for never."""
-    histogram_interval: int = 10
+    histogram_interval: Annotated[int, FREE] = 10
     """Log distributions of rewards, advantages, lengths and mismatch every this many steps; 0 for
     never."""
-    dry_run: bool = False
+    dry_run: Annotated[bool, FREE] = False
     """Load everything, take one small step, print what a step will cost, and leave no run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FigureFlags:
-    figures_interval: int = 0
+    figures_interval: Annotated[int, FREE] = 0
     """Make the figures in the run's figures/ every this many steps and at the end; 0 for never."""
-    figures_rows: int = 1000
+    figures_rows: Annotated[int, FREE] = 1000
     """Draw so many batches and optimizer steps, the latest."""
-    figures_snapshots: int = 100
+    figures_snapshots: Annotated[int, FREE] = 100
     """Draw so many snapshots of gradients and embeddings, the latest."""
-    figures_layer: int = -1
+    figures_layer: Annotated[int, FREE] = -1
     """Layer whose attention is drawn; negative ones count from the last."""
-    figures_head: int = 0
+    figures_head: Annotated[int, FREE] = 0
     """Head of that layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WandbFlags:
-    wandb: bool = True
+    wandb: Annotated[bool, FREE] = True
     """Log to Weights & Biases: online with a key, else to files that can be synced later."""
-    wandb_project: str | None = None
+    wandb_project: Annotated[str | None, FREE] = None
     """Project. Default: WANDB_PROJECT, else the experiment's own."""
-    wandb_entity: str | None = None
+    wandb_entity: Annotated[str | None, FREE] = None
     """User or team that owns the project."""
-    wandb_group: str | None = None
+    wandb_group: Annotated[str | None, FREE] = None
     """Group of the run. Default: the run's name."""
-    wandb_tags: tuple[str, ...] = ()
+    wandb_tags: Annotated[tuple[str, ...], FREE] = ()
     """Tags of the run."""
-    wandb_notes: str | None = None
+    wandb_notes: Annotated[str | None, FREE] = None
     """A note on the run."""
-    log_artifacts: bool = False
+    log_artifacts: Annotated[bool, FREE] = False
     """Upload the data file, and of each checkpoint what from_pretrained needs, as artifacts."""
 
 
@@ -351,7 +354,7 @@ class _Checker:
     def __call__(self, name: str, accepts: Callable, accepted: str) -> None:
         value = getattr(self._config, name)
         if not (value is None or isinstance(value, OpenDefault) or accepts(value)):
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be {accepted}")
+            raise UserError(f"{as_given(name, value)}: must be {accepted}")
 
 
 def is_directory_name(name: str) -> bool:

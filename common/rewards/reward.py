@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from common.errors import UserError
-from common.own_code import code_of_the_user, import_function
+from common.own_code import code_of_the_user, function_name, import_function
 from common.rewards.answers import answer_check, number_check
 from common.rewards.tags import format_approx, format_exact
 from common.rewards.transcript import Transcript
@@ -57,12 +57,16 @@ def build_rewards(
     """All functions with their weights from `name=weight,...`.
 
     One that is not named there has its weight of `defaults`, else 0. `own_functions` are
-    `module:function` of the user's; each is known by its function's name and has weight 1 unless
-    named. Raises `UserError` for unknown names and impossible weights.
+    `module:function` or `file.py:function` of the user's; each is known by its function's name and
+    has weight 1 unless named. Raises `UserError` for unknown names, two functions of one name and
+    impossible weights.
     """
-    own = {path.partition(":")[2]: import_reward(path) for path in own_functions}
-    if taken := sorted(set(own) & set(functions)):
-        raise UserError(f"--reward {taken[0]}: that name is taken; rename your function")
+    own: dict[str, RewardFunction] = {}
+    for path in own_functions:
+        name = function_name(path)
+        if name in functions or name in own:
+            raise UserError(f"--reward {name}: that name is taken; rename your function")
+        own[name] = import_reward(path)
     functions = {**functions, **own}
     parsed = parse_weights(weights, known=list(functions))
     parsed = {**(defaults or {}), **dict.fromkeys(own, 1.0), **parsed}

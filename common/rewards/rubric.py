@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.own_code import code_of_the_user, import_function
+from common.own_code import anchored, code_of_the_user, import_function, names_own_code
 from common.rewards.checks import CHECKS
 from common.rewards.reward import RewardFunction, Score
 from common.rewards.transcript import Transcript
@@ -68,6 +68,9 @@ class Rubric:
 def load_rubric(path: Path, functions: Mapping[str, RewardFunction]) -> Rubric:
     """Read a rubric; `functions` are the experiment's own reward functions, by name.
 
+    The user's own are `module:function`, or `file.py:function` from the rubric's directory, since a
+    run may be resumed from another one.
+
     Raises `UserError` with a line for every mistake, each naming criterion and field.
     """
     content = read_yaml(FLAG, path)
@@ -80,7 +83,7 @@ def load_rubric(path: Path, functions: Mapping[str, RewardFunction]) -> Rubric:
     if unknown := sorted(map(str, set(content) - {"name", "criteria"})):
         mistakes.append(f"{unknown[0]}: unknown field; there are name and criteria")
     criteria = [
-        _criterion(number, entry, functions, mistakes)
+        _criterion(number, entry, functions, path.parent, mistakes)
         for number, entry in enumerate(content["criteria"], 1)
     ]
     found = [criterion for criterion in criteria if criterion is not None]
@@ -97,8 +100,19 @@ def load_rubric(path: Path, functions: Mapping[str, RewardFunction]) -> Rubric:
     return Rubric(str(name), found)
 
 
+def own_functions(path: Path) -> list[str]:
+    """The user's own functions that a rubric names, as they are imported."""
+    content = read_yaml(FLAG, path)
+    named = [str(entry.get("function", "")) for entry in content["criteria"]]
+    return [anchored(name, path.parent) for name in named if names_own_code(name)]
+
+
 def _criterion(
-    number: int, entry: Any, functions: Mapping[str, RewardFunction], mistakes: list[str]
+    number: int,
+    entry: Any,
+    functions: Mapping[str, RewardFunction],
+    directory: Path,
+    mistakes: list[str],
 ) -> Criterion | None:
     """A criterion from its entry; None if there are mistakes, which are added to the list."""
     if not isinstance(entry, dict):
@@ -125,7 +139,7 @@ def _criterion(
         or bounds[0] >= bounds[1]
     ):
         complain("range", f"{bounds!r} is not [low, high]")
-    function = _function(entry, functions, complain)
+    function = _function(entry, functions, directory, complain)
     if len(mistakes) > before or function is None:
         return None
     return Criterion(str(name), function, float(weight), *map(float, bounds))
@@ -134,6 +148,7 @@ def _criterion(
 def _function(
     entry: Mapping[str, Any],
     functions: Mapping[str, RewardFunction],
+    directory: Path,
     complain: Callable[[str, str], None],
 ) -> RewardFunction | None:
     """The function that an entry names, with its parameters."""
@@ -142,13 +157,14 @@ def _function(
         return None
     field = "function" if "function" in entry else "check"
     named, known = str(entry[field]), functions if field == "function" else CHECKS
-    is_own = field == "function" and ":" in named
+    is_own = field == "function" and names_own_code(named)
     if not is_own and named not in known:
-        own = ", or module:function of your own" if field == "function" else ""
+        own = ", or module:function or file.py:function of your own" if field == "function" else ""
         complain(field, f"{named!r} is unknown; there are {', '.join(known)}{own}")
         return None
     try:
-        function = import_function(FLAG, named) if is_own else known[named]
+        path = anchored(named, directory)
+        function = import_function(FLAG, path) if is_own else known[named]
     except UserError as error:
         complain(field, str(error))
         return None
@@ -172,7 +188,7 @@ def _function(
             complain("parameters", " ".join(str(error).split()))
             return None
     bound = partial(function, **parameters)
-    return _guarded(named, bound) if is_own else bound
+    return _guarded(path, bound) if is_own else bound
 
 
 def _problem_with(

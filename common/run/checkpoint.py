@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -18,7 +17,7 @@ import transformers
 from safetensors import SafetensorError
 
 from common.errors import UserError
-from common.run.files import PARTIAL, beside, replace_text, sync
+from common.run.files import PARTIAL, beside, replace_text, sha256, sync
 
 MANIFEST = "manifest.json"
 STATE = "training_state.pt"
@@ -171,9 +170,7 @@ def _write_manifest(directory: Path) -> None:
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"size": file.stat().st_size, "sha256": digest}
+    return {"size": file.stat().st_size, "sha256": sha256(file)}
 
 
 def _reason(error: Exception) -> str:

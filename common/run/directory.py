@@ -1,18 +1,14 @@
-"""Where a run lives on disk, what it records about itself, and how it is found again."""
+"""Where a run lives on disk, how it begins there, and how it is found again."""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import json
 import os
-import platform
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -24,21 +20,9 @@ from common.flags.train_config import TrainConfig
 from common.repository import REPOSITORY
 from common.run.checkpoint import Checkpoint, Checkpoints
 from common.run.files import SNAPSHOTS, replace_text, sync
-
-_LIBRARIES = ("accelerate", "numpy", "torch", "transformers", "wandb")
-
-# Flags that may differ on --resume: none of them changes a number...
-FREE_FLAGS = (
-    *("resume", "run_name", "log_dir", "checkpoint_path", "checkpoint_interval"),
-    *("keep_checkpoints", "max_minutes", "max_steps", "dry_run", "log_completions_interval"),
-    *("histogram_interval", "figures_interval", "figures_rows", "figures_snapshots"),
-    *("figures_layer", "figures_head"),
-    *("eval_interval", "eval_samples", "eval_group_size", "tensorboard", "wandb"),
-    *("wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes"),
-    "log_artifacts",
-)
-# ... and these only by rounding.
-ROUNDING_FLAGS = ("device", "micro_batch_size", "attn", "gradient_checkpointing")
+from common.run.record import make_record
+from common.run.resume import notable_differences, refuse_other_content, refuse_other_numbers
+from common.run.source import source_state
 
 
 @dataclass(frozen=True)
@@ -135,6 +119,7 @@ def open_run(config: TrainConfig, say: Callable[[str], None], num_processes: int
         return Run(directory, checkpoints, None, False)
     saved = read_config(directory)
     refuse_other_numbers(config, saved)
+    refuse_other_content(config, saved)
     _lock(directory)
     checkpoint = checkpoints.newest_whole(say)
     if checkpoint is None:
@@ -147,7 +132,7 @@ def open_run(config: TrainConfig, say: Callable[[str], None], num_processes: int
             "give at least as many"
         )
     say(f"resuming {directory.path} after step {checkpoint.step}")
-    for difference in _notable_differences(config, saved, checkpoint, num_processes):
+    for difference in notable_differences(config, saved, checkpoint, num_processes):
         say(difference)
     return Run(directory, checkpoints, checkpoint, True)
 
@@ -171,39 +156,6 @@ def read_config(directory: RunDirectory) -> dict[str, Any]:
         return json.loads(directory.config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"--resume: {directory.config_file} is damaged ({error})") from None
-
-
-def refuse_other_numbers(config: TrainConfig, saved: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a flag with which the resumed run would not be the same run."""
-    for name, value in as_json(config).items():
-        if name not in (*FREE_FLAGS, *ROUNDING_FLAGS) and value != saved.get(name):
-            raise UserError(
-                f"{_flag(name, value)}: the run to resume has {saved.get(name)}; "
-                "leave the flag out, or start a new run without --resume"
-            )
-
-
-def _notable_differences(
-    config: TrainConfig, saved: Mapping[str, Any], checkpoint: Checkpoint, num_processes: int
-) -> Iterator[str]:
-    rounding = "from here on the numbers differ by rounding"
-    for name in ROUNDING_FLAGS:
-        if (value := getattr(config, name)) != saved.get(name):
-            yield f"{_flag(name, value)} instead of {saved.get(name)}: {rounding}"
-    threads, before = torch.get_num_threads(), checkpoint.state["num_threads"]
-    if threads != before:
-        yield f"{threads} threads instead of {before}: {rounding}"
-    processes = len(checkpoint.state["random"])
-    if num_processes != processes:
-        yield (
-            f"{num_processes} processes instead of {processes}: "
-            "from here on the run is not the same number for number"
-        )
-    if config.max_steps != saved["max_steps"] and config.lr_schedule != "constant":
-        yield (
-            f"{_flag('max_steps', config.max_steps)} instead of {saved['max_steps']}: "
-            f"from here on the {config.lr_schedule} schedule leads there"
-        )
 
 
 def _lock(directory: RunDirectory) -> None:
@@ -233,15 +185,6 @@ def _refuse_lost_checkpoints(
             f"--checkpoint-path {config.checkpoint_path}: the checkpoints of the run to resume are "
             f"in {elsewhere}; leave the flag out, or move them to {directory.checkpoints}"
         )
-
-
-def _flag(name: str, value: object) -> str:
-    return f"--{name.replace('_', '-')} {value}"
-
-
-def as_json(config: TrainConfig) -> dict[str, Any]:
-    """The flags as JSON has them: paths as text, tuples as lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def _new_directory(config: TrainConfig) -> RunDirectory:
@@ -293,52 +236,16 @@ def start_run(
     if not run.writes:
         return {}
     directory = run.directory
-    commit, difference = _source_state()
-    record = {
-        **as_json(config),
-        "experiment": config.experiment,
-        "default_wandb_project": config.default_wandb_project,
-        "model_id": config.model_name,
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "git_commit": commit,
-        "device_name": _device_name(next(model.parameters()).device),
-        "num_threads": torch.get_num_threads(),
-        "num_processes": num_processes,
-        "versions": {name: version(name) for name in _LIBRARIES}
-        | {"python": platform.python_version()},
-    }
+    places = (directory.path.parents[1], directory.checkpoints.parents[1])
+    commit, patch = source_state(REPOSITORY, passed_over=places)
+    record = make_record(config, model, num_processes, commit)
     directory.path.mkdir(parents=True, exist_ok=run.resumed)
     _lock(directory)
     replace_text(directory.config_file, json.dumps(record, indent=2) + "\n")
     directory.checkpoints.mkdir(parents=True, exist_ok=True)
     if run.resumed:
         directory.cut(run.state.get("lengths") or dict.fromkeys(directory.lengths(), 0))
-    if difference:
+    if patch:
         name = f"source_from_step_{run.step}.diff" if run.step else "source.diff"
-        (directory.path / name).write_text(difference, encoding="utf-8")
+        (directory.path / name).write_bytes(patch)
     return record
-
-
-def _source_state() -> tuple[str, str]:
-    """Commit of the repository and what is not committed; empty where there is no repository."""
-    texts: list[str] = []
-    for command in (["rev-parse", "HEAD"], ["diff", "HEAD"]):
-        try:
-            result = subprocess.run(
-                ["git", "-C", str(REPOSITORY), *command],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=20,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return "", ""
-        texts.append(result.stdout if result.returncode == 0 else "")
-    return texts[0].strip(), texts[1]
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()

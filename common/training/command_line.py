@@ -64,7 +64,7 @@ def parse_flags(config_class: type[ConfigType], arguments: list[str]) -> ConfigT
 def _from_json(value: Any, name: str) -> Any:
     if isinstance(value, list):
         return tuple(value)
-    return Path(value) if value is not None and name.endswith("_path") else value
+    return Path(value) if value is not None and name.endswith(("_path", "_file")) else value
 
 
 def _fail(message: str, code: int) -> None:

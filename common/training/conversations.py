@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import transformers
 
+from common.flags.markers import OWN_CODE
 from common.flags.train_config import TrainConfig, by_model
 from common.own_code import import_function
 from common.rollout.multi_turn import Limits, multi_turn
@@ -38,11 +39,11 @@ class MultiTurnConfig(TrainConfig):
     tool_format: Literal["tags", "hermes"] = by_model(bundled="tags", other="hermes")
     """How calls are written: tags, <tool:name>text</tool>, or hermes, the JSON in <tool_call> tags
     that Qwen and others were trained on. Default: tags for a bundled model, else hermes."""
-    tool: tuple[str, ...] = ()
-    """Tools of your own as module:function."""
-    environment: str | None = None
-    """Tools of your own that share the state of a conversation, as module:Class, of which each
-    conversation has an instance; see "An environment" in CONTRIBUTING.md."""
+    tool: Annotated[tuple[str, ...], OWN_CODE] = ()
+    """Tools of your own as module:function or file.py:function."""
+    environment: Annotated[str | None, OWN_CODE] = None
+    """Tools of your own that share the state of a conversation, as module:Class or file.py:Class,
+    of which each conversation has an instance; see "An environment" in CONTRIBUTING.md."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,7 +39,8 @@ def test_a_users_function_sees_the_other_columns(tmp_path, monkeypatch):
     assert rewards[-1].name == "bonus"
     assert rewards[-1].weight == 1.0
     assert score(rewards, Transcript("abcd"), TASK)[1] == 12
-    named = build_rewards(FUNCTIONS, ["my_rewards:bonus"], "bonus=0.25")
+    named = build_rewards(FUNCTIONS, ["my_rewards.py:bonus"], "bonus=0.25")
+    assert named[-1].name == "bonus"
     assert score(named, Transcript("abcd"), TASK)[1] == 3
 
 
@@ -55,6 +56,8 @@ def test_a_users_function_sees_the_other_columns(tmp_path, monkeypatch):
         (["nomodule"], "answer_check=1", "--reward nomodule: not of the form module:function"),
         (["no_such_module:f"], "answer_check=1", "no module 'no_such_module'"),
         (["math:nope"], "answer_check=1", "math has no function 'nope'"),
+        (["no/such.py:f"], "answer_check=1", "--reward no/such.py:f: no such file"),
+        (["math:floor", "math:floor"], "", "--reward floor: that name is taken; rename"),
     ],
 )
 def test_mistakes_are_named_in_one_line(own, weights, complaint):

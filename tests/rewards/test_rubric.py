@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.rewards.reward import Reward, score, text_rewards
-from common.rewards.rubric import load_rubric
+from common.rewards.rubric import load_rubric, own_functions
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 from common.yaml_file import read_yaml
@@ -196,6 +196,20 @@ def test_a_function_of_the_users_that_fails_is_named(load, function, complaint):
     with pytest.raises(UserError, match="--rubric-file") as caught:
         rubric(RIGHT, TASK)
     assert complaint in str(caught.value)
+
+
+def test_a_file_of_the_users_is_found_from_the_rubric(load, tmp_path, monkeypatch):
+    rubric = (
+        "criteria: [{name: a, function: 'own_criteria.py:marks', parameters: {full: 1}}, "
+        "{name: b, check: length}, {name: c, function: 'own_criteria:broken'}]"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load(rubric).criteria[0].score(RIGHT, TASK) == 1
+    path = tmp_path / "rubric.yaml"
+    assert own_functions(path) == [f"{tmp_path}/own_criteria.py:marks", "own_criteria:broken"]
+    with pytest.raises(UserError, match=r"criterion a, function: .*/lost\.py:f: no such file"):
+        load("criteria: [{name: a, function: 'lost.py:f'}]")
 
 
 def test_a_missing_file_is_one_line(tmp_path):

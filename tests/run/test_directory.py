@@ -1,9 +1,13 @@
 """How a run's directory is found, refused, begun and cut."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -11,6 +15,7 @@ import torch
 
 from common.errors import UserError
 from common.flags.train_config import TrainConfig, resolve_defaults
+from common.run import directory as directory_module
 from common.run.directory import find_run, open_run, start_run
 from tests.helpers import random_model
 
@@ -198,7 +203,10 @@ def test_flags_that_change_no_number_are_taken_in_silence(configure, begun):
         ({"micro_batch_size": 2}, "--micro-batch-size 2 instead of 64: from here on the numbers"),
         ({"device": "cpu"}, "--device cpu instead of auto"),
         ({"attn": "eager"}, "--attn eager instead of None"),
-        ({"gradient_checkpointing": True}, "--gradient-checkpointing True instead of False"),
+        (
+            {"gradient_checkpointing": True},
+            "--gradient-checkpointing instead of --no-gradient-checkpointing: ",
+        ),
     ],
 )
 def test_flags_that_change_rounding_are_said(configure, begun, flags, notice):
@@ -243,3 +251,124 @@ def test_the_record_holds_every_flag_and_no_key(configure, model, monkeypatch):
     assert record["lr"] == 4e-4
     assert record["num_threads"] == torch.get_num_threads()
     assert "k" * 40 not in text
+
+
+def digest_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A data file, own rewards, an own objective, and a rubric that names a function: their flags.
+
+    Python finds a module by its name for as long as it runs, so each test has another one.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    for name in ("by_module", "by_file", "objectives", "criteria"):
+        (tmp_path / f"{name}.py").write_text("def mine(completion, task):\n    return 1.0\n")
+    (tmp_path / "tasks.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    rubric = "criteria: [{name: a, function: 'criteria.py:mine'}]\n"
+    (tmp_path / "rubric.yaml").write_text(rubric)
+    return {
+        "data_path": tmp_path / "tasks.jsonl",
+        "reward": ("by_module:mine", f"{tmp_path}/by_file.py:mine"),
+        "rubric_file": tmp_path / "rubric.yaml",
+        "objective": f"{tmp_path}/objectives.py:mine",
+    }
+
+
+def test_the_record_holds_what_the_run_is_made_of(tmp_path, configure, model, own):
+    config = configure(run_name="one", **own)
+    run = open_run(config, silent)
+    record = start_run(run, config, model)
+    assert record == json.loads(run.directory.config_file.read_text())
+    assert record["data_digest"] == digest_of(tmp_path / "tasks.jsonl")
+    assert record["own_code"] == {
+        "--reward by_module:mine": digest_of(tmp_path / "by_module.py"),
+        f"--reward {tmp_path}/by_file.py:mine": digest_of(tmp_path / "by_file.py"),
+        f"--objective {tmp_path}/objectives.py:mine": digest_of(tmp_path / "objectives.py"),
+        f"--rubric-file {tmp_path}/rubric.yaml": digest_of(tmp_path / "rubric.yaml"),
+        f"--rubric-file {tmp_path}/criteria.py:mine": digest_of(tmp_path / "criteria.py"),
+    }
+
+
+def test_what_is_built_in_is_not_own_code(configure, model):
+    config = configure(run_name="one")
+    record = start_run(open_run(config, silent), config, model)
+    assert (record["objective"], record["own_code"]) == ("grpo", {})
+    assert record["data_digest"] == digest_of(config.data_file)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("tasks.jsonl", "--data-path {tmp_path}/tasks.jsonl"),
+        ("by_module.py", "--reward by_module:mine"),
+        ("by_file.py", "--reward {tmp_path}/by_file.py:mine"),
+        ("objectives.py", "--objective {tmp_path}/objectives.py:mine"),
+        ("rubric.yaml", "--rubric-file {tmp_path}/rubric.yaml"),
+        ("criteria.py", "--rubric-file {tmp_path}/criteria.py:mine"),
+    ],
+)
+def test_what_has_changed_under_its_name_is_refused(
+    tmp_path, configure, begun, own, changed, named
+):
+    begun(run_name="one", **own)
+    config = configure(run_name="one", resume=True, **own)
+    open_run(config, lambda text: None)
+    (tmp_path / changed).write_text("# other\n" + (tmp_path / changed).read_text())
+    with pytest.raises(UserError) as caught:
+        open_run(config, silent)
+    assert str(caught.value) == (
+        f"{named.format(tmp_path=tmp_path)}: has changed since the run to resume began; "
+        "put it back, or start a new run without --resume"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lost", "complaint"),
+    [
+        ("tasks.jsonl", r"^--data-path .*/tasks\.jsonl: cannot be read \(No such file"),
+        ("rubric.yaml", r"^--rubric-file .*/rubric\.yaml: cannot be read \(No such file"),
+    ],
+)
+def test_what_is_lost_is_named(tmp_path, configure, begun, own, lost, complaint):
+    begun(run_name="one", **own)
+    (tmp_path / lost).unlink()
+    with pytest.raises(UserError, match=complaint):
+        open_run(configure(run_name="one", resume=True, **own), silent)
+
+
+def test_a_run_of_before_that_recorded_less_is_resumed(configure, begun, own):
+    run = begun(run_name="one", **own)
+    record = json.loads(run.directory.config_file.read_text())
+    for name in ("data_digest", "own_code", "objective"):
+        del record[name]
+    run.directory.config_file.write_text(json.dumps(record))
+    own["data_path"].write_text("other\n")
+    said: list[str] = []
+    resumed = open_run(configure(run_name="one", resume=True, **own), said.append)
+    assert (resumed.step, len(said)) == (2, 1)
+
+
+def test_the_patch_is_in_the_directory_and_a_later_one_beside_it(
+    tmp_path, configure, begun, model, monkeypatch
+):
+    """The run's own files are no sources, wherever they are."""
+    asked: list[Sequence[Path]] = []
+
+    def state(repository, passed_over):
+        asked.append(passed_over)
+        return "c" * 40, f"patch {len(asked)}".encode()
+
+    monkeypatch.setattr(directory_module, "source_state", state)
+    elsewhere = {"run_name": "one", "checkpoint_path": tmp_path / "elsewhere"}
+    run = begun(**elsewhere)
+    config = configure(resume=True, **elsewhere)
+    record = start_run(open_run(config, lambda text: None), config, model)
+    assert record["git_commit"] == "c" * 40
+    assert (run.directory.path / "source.diff").read_bytes() == b"patch 1"
+    assert (run.directory.path / "source_from_step_2.diff").read_bytes() == b"patch 2"
+    assert asked == 2 * [(tmp_path / "runs", tmp_path / "elsewhere")]

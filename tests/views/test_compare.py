@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import sys
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from common.command import run_command
 from common.errors import UserError
+from common.flags.train_config import TrainConfig, resolve_defaults
+from common.run.directory import open_run, start_run
 from common.views.compare.__main__ import CompareConfig, main
 from common.views.compare.charts import FIRST, SECTIONS, lines
 from common.views.compare.groups import Spread, differences, group_by_seed, run_labels
 from common.views.compare.runs import Position, read_run, read_runs
-from common.views.compare.table import amount, differences_table, duration, results_table
+from common.views.compare.table import (
+    amount,
+    differences_table,
+    duration,
+    group_lines,
+    results_table,
+)
 from tests.test_metrics_page import documented
 from tests.views.compared_runs import (
     RETURNS,
@@ -189,6 +201,70 @@ def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path):
         "max_steps": ["3", "3", "4"],
         "lr": ["5e-07", "1e-06", "5e-07"],
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    experiment: ClassVar[str] = "experiment_a"
+    default_wandb_project: ClassVar[str] = "test"
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+    """Begin a run as a script does, with a reward and data of the user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    model = torch.nn.Linear(1, 1)
+    reward, data = tmp_path / "mine.py", tmp_path / "tasks.jsonl"
+
+    def begin_run(name: str, code: str = "1", task: str = "1+1", **flags):
+        reward.write_text(f"def short(completion, task):\n    return {code}\n")
+        data.write_text(f'{{"question": "{task}", "answer": "2"}}\n')
+        own = {"reward": (f"{reward}:short",), "data_path": data}
+        config = Config(run_name=name, log_dir=tmp_path / "runs", **own, **flags)
+        config = resolve_defaults(config, bundled=True)
+        start_run(open_run(config, print), config, model)
+
+    return begin_run
+
+
+@pytest.mark.parametrize(
+    ("other", "different"),
+    [
+        ({"code": "2"}, "own_code.--reward {tmp_path}/mine.py:short"),
+        ({"task": "1+0"}, "data_digest"),
+        ({"objective": "dr_grpo"}, "objective"),
+    ],
+)
+def test_other_code_data_or_objectives_are_no_seeds(tmp_path, begin, other, different):
+    begin("x-seed1", seed=1)
+    begin("x-seed2", seed=2)
+    begin("y", seed=3, **other)
+    groups = group_by_seed(read_runs([str(tmp_path / "runs" / "*")])[0])
+    assert [len(group.runs) for group in groups] == [2, 1]
+    assert list(differences(groups)) == [different.format(tmp_path=tmp_path)]
+
+
+def test_a_digest_is_shown_by_a_few_characters(tmp_path, begin):
+    begin("x", code="1")
+    digest = hashlib.sha256((tmp_path / "mine.py").read_bytes()).hexdigest()
+    begin("y", code="2")
+    groups = group_by_seed(read_runs([str(tmp_path / "runs" / "*")])[0])
+    assert next(iter(differences(groups).values()))[0] == digest[:9]
+
+
+def test_the_line_of_a_run_names_the_objective_where_that_differs(tmp_path):
+    write_run(tmp_path, "a-seed1", [], objective="grpo", seed=1)
+    write_run(tmp_path, "a-seed2", [], objective="grpo", seed=2)
+
+    def shown() -> list[str]:
+        return [str(line) for line in group_lines(group_by_seed(read_runs([str(tmp_path)])[0]))]
+
+    assert shown() == ["1  a"]
+    write_run(tmp_path, "b", [], objective="/my/own.py:sapo")
+    write_run(tmp_path, "of_before", [])
+    assert shown() == ["1  a (grpo)", "2  b (own.py:sapo)", "3  of_before (-)"]
 
 
 def test_what_it_ran_on_comes_last_among_the_differences(tmp_path):

@@ -8,15 +8,17 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from common.run.directory import FREE_FLAGS
+from common.flags.markers import FREE, marked
+from common.flags.train_config import TrainConfig
 from common.views.compare.runs import ComparedRun
 
 # A run with other evaluations, or of another length, is another run to whoever compares.
 _COMPARED = {"max_steps", "eval_interval", "eval_samples", "eval_group_size"}
-# Names, places and what is written beside the metrics.
-_PASSED_OVER = {*FREE_FLAGS, "seed", "model_id"} - _COMPARED
+# Digests and the like, of which a few characters tell two apart.
+_SHOWN_OF_A_DIGEST = 9
 
 # What stands for a flag that an experiment does not have.
 ABSENT = "-"
@@ -45,7 +47,7 @@ class Spread:
 
 
 def group_by_seed(runs: Sequence[ComparedRun]) -> list[RunGroup]:
-    """In the order of the first run of each."""
+    """In the order of the first run of each, whose labels say the objective where that differs."""
     grouped: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
         grouped.setdefault(json.dumps(compared(run), sort_keys=True), []).append(number)
@@ -53,19 +55,28 @@ def group_by_seed(runs: Sequence[ComparedRun]) -> list[RunGroup]:
     members = list(grouped.values())
     names = [_common_name([labels[number] for number in numbers]) for numbers in members]
     taken = Counter(names)
+    objectives = [_as_text(runs[numbers[0]].config, "objective") for numbers in members]
+    notes = [
+        f" ({Path(objective).name})" if len(set(objectives)) > 1 else "" for objective in objectives
+    ]
     return [
         RunGroup(
-            name if taken[name] == 1 else f"{labels[numbers[0]]} …",
+            (name if taken[name] == 1 else f"{labels[numbers[0]]} …") + note,
             [runs[number] for number in numbers],
             [labels[number] for number in numbers],
         )
-        for name, numbers in zip(names, members, strict=True)
+        for name, note, numbers in zip(names, notes, members, strict=True)
     ]
 
 
 def compared(run: ComparedRun) -> dict[str, Any]:
-    """The part of the configuration in which seeds do not differ."""
-    return {name: value for name, value in run.config.items() if name not in _PASSED_OVER}
+    """The part of the configuration in which seeds do not differ.
+
+    Names, places and what is written beside the metrics are not in it; what the user's own code and
+    data were is.
+    """
+    passed_over = {*marked(TrainConfig, FREE), "seed", "model_id"} - _COMPARED
+    return {name: value for name, value in run.config.items() if name not in passed_over}
 
 
 def differences(groups: Sequence[RunGroup]) -> dict[str, list[str]]:
@@ -99,8 +110,8 @@ def _as_text(config: Mapping[str, Any], name: str) -> str:
     if name not in config:
         return ABSENT
     value = config[name]
-    if name == "git_commit":
-        return str(value)[:9]
+    if name in ("git_commit", "data_digest") or name.startswith("own_code."):
+        return str(value)[:_SHOWN_OF_A_DIGEST]
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
 
