@@ -1,10 +1,8 @@
-"""Shows a run in TensorBoard and W&B: a process of its own that follows `metrics.jsonl`.
+"""Shows a run in TensorBoard, W&B and figures: a process of its own that follows `metrics.jsonl`.
 
-    python -m common.logger.mirror
-
-started by `MirrorSink`. What is slow, stuck or broken here costs the training nothing, and what was
-written to the file before the training was killed still arrives. It says what it has to say on
-stdout, a JSON list of a kind and a text per line.
+`MirrorSink` starts it, and `common.training.mirror` puts it together. What is slow, stuck or broken
+here costs the training nothing, and what was written to the file before the training was killed
+still arrives. It says what it has to say on stdout, a JSON list of a kind and a text per line.
 """
 
 from __future__ import annotations
@@ -13,21 +11,21 @@ import fcntl
 import json
 import math
 import os
+import pkgutil
+import secrets
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO
 
 from common.errors import UserError
 from common.logger.media import from_json
-from common.logger.sinks import BATCH_AXIS, Sink
-from common.run.files import SNAPSHOTS, new_rows
-
-if TYPE_CHECKING:
-    from common.views.figures.maker import FigureMaker
+from common.logger.sinks import BATCH_AXIS, ShownRun, Sink
+from common.run.files import new_rows
 
 POLL_SECONDS = 0.2
 # Beside a run's files: who is in charge of showing them. One mirror at a time holds a lock on it.
@@ -40,25 +38,38 @@ _NICENESS = 5
 
 @dataclass(frozen=True)
 class Order:
-    """The first line on stdin. The second is the exit code with which the run ends; if none comes,
-    the run has been killed.
+    """What is to be shown: the first line on stdin. The second is the exit code with which the run
+    ends; if none comes, the run has been killed.
     """
 
     directory: str
-    charge: str
-    """What the file `CHARGE` says as long as no later process has resumed the run."""
-    tensorboard: bool
-    wandb: dict[str, Any] | None
-    """Fields of `WandbIdentity`, or None for no W&B."""
-    figures: dict[str, int] | None
-    """Arguments of `History`, or None for no figures."""
     record: dict[str, Any]
-    """The run's configuration, for W&B."""
-    artifacts: dict[str, Any] | None = None
-    """Fields of `ArtifactSources`, or None for no artifacts."""
+    """The run's configuration."""
+    sinks: dict[str, dict[str, Any]]
+    """Functions as `module:function`, each with its arguments beside the `ShownRun`.
+
+    Each makes an empty sink, or raises `UserError`: a resumed run is shown anew from its file, as
+    no sink can take back the rows after the checkpoint.
+    """
+    figures: dict[str, int] | None
+    """Arguments of the maker of figures, or None for no figures."""
+    charge: str = field(default_factory=lambda: secrets.token_hex(8))
+    """What the file `CHARGE` says as long as no later process has resumed the run."""
 
 
-def main() -> None:
+class Figures(Sink, Protocol):
+    """Makes figures of the rows, and of the snapshots in another file."""
+
+    def read_snapshots(self) -> None: ...
+
+    def make_due(self) -> None: ...
+
+
+def mirror(make_figures: Callable[..., Figures]) -> None:
+    """Follow the run that is ordered on stdin until it ends.
+
+    `make_figures(run, sinks, **order.figures)` makes what draws it, into the sinks, too.
+    """
     os.nice(_NICENESS)
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -71,8 +82,12 @@ def main() -> None:
         if lock.read() != order.charge:
             return
         try:
-            sinks = open_sinks(order, directory, out)
-            figures = open_figures(order, directory, sinks, out)
+            say, busy = partial(tell, out, SAYS), partial(tell, out, IS_BUSY, "uploading")
+            run = ShownRun(directory, order.record, say, busy)
+            sinks: list[Sink] = [
+                pkgutil.resolve_name(path)(run, **given) for path, given in order.sinks.items()
+            ]
+            figures = None if order.figures is None else make_figures(run, sinks, **order.figures)
             follow(directory / "metrics.jsonl", sinks, figures)
         except UserError as error:
             tell(out, REFUSES, str(error))
@@ -88,42 +103,7 @@ def tell(out: TextIO, kind: str, text: str) -> None:
         out.flush()
 
 
-def open_sinks(order: Order, directory: Path, out: TextIO) -> list[Sink]:
-    """Empty ones: a resumed run is shown anew from its file, as neither of them can take back the
-    rows after the checkpoint. Raises `UserError` for names that W&B does not accept.
-    """
-    sinks: list[Sink] = []
-    if order.tensorboard:
-        from common.logger.tensorboard_sink import TensorBoardSink, remove_event_files
-
-        remove_event_files(directory)
-        sinks.append(TensorBoardSink(directory))
-    if order.wandb is not None:
-        from common.logger.wandb_artifacts import ArtifactSources
-        from common.logger.wandb_sink import WandbIdentity, WandbSink, supersede_runs
-
-        supersede_runs(directory)
-        identity = WandbIdentity(**order.wandb)
-        sources = ArtifactSources(**order.artifacts) if order.artifacts else None
-        say, busy = partial(tell, out, SAYS), partial(tell, out, IS_BUSY, "uploading")
-        sinks.append(WandbSink(directory, identity, order.record, say, sources, busy))
-    return sinks
-
-
-def open_figures(
-    order: Order, directory: Path, sinks: list[Sink], out: TextIO
-) -> FigureMaker | None:
-    if order.figures is None:
-        return None
-    from common.views.figures.history import History
-    from common.views.figures.maker import FigureMaker
-
-    history, say = History(**order.figures), partial(tell, out, SAYS)
-    snapshots = directory / SNAPSHOTS
-    return FigureMaker(directory, snapshots, history, sinks, say)
-
-
-def follow(path: Path, sinks: list[Sink], figures: FigureMaker | None) -> None:
+def follow(path: Path, sinks: list[Sink], figures: Figures | None) -> None:
     """Pass rows on as they come, until the run has ended."""
     exit_codes: list[int] = []
     ended = threading.Event()
@@ -142,7 +122,7 @@ def follow(path: Path, sinks: list[Sink], figures: FigureMaker | None) -> None:
         sink.close(exit_codes[0])
 
 
-def catch_up(file: BinaryIO, sinks: list[Sink], figures: FigureMaker | None) -> None:
+def catch_up(file: BinaryIO, sinks: list[Sink], figures: Figures | None) -> None:
     """Pass on the rows that are new, and make the figures for which there is a new snapshot."""
     if figures is None:
         pass_on(file, sinks)
@@ -167,9 +147,3 @@ def pass_on(file: BinaryIO, sinks: list[Sink]) -> None:
                 sink.log(numbers)
             for name, value in media.items():
                 sink.log_media(name, value, int(row[BATCH_AXIS]))
-
-
-if __name__ == "__main__":
-    main()
-    # Past wandb's exit hook, which would wait for a process that waits for a server.
-    os._exit(0)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import secrets
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from common.errors import UserError
 from common.logger.media import Media
@@ -25,27 +23,16 @@ FINISH_SECONDS = 24
 
 
 class MirrorSink:
-    """Starts `common.logger.mirror`, which reads the rows from the run's file by itself."""
+    """Starts the module that mirrors a run, which reads the rows from the run's file by itself."""
 
-    def __init__(
-        self,
-        directory: Path,
-        tensorboard: bool,
-        wandb: dict[str, Any] | None,
-        figures: dict[str, int] | None,
-        record: Mapping[str, Any],
-        say: Callable[[str], None],
-        artifacts: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, module: str, order: Order, say: Callable[[str], None]) -> None:
         self._say = say
-        charge = secrets.token_hex(8)
-        (directory / CHARGE).write_text(charge)
-        order = Order(str(directory), charge, tensorboard, wandb, figures, dict(record), artifacts)
+        (Path(order.directory) / CHARGE).write_text(order.charge)
         self._refusal: str | None = None
         self._last_sign = 0.0
         # In a session of its own, so that Ctrl-C reaches the training alone.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "common.logger.mirror"],
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -56,7 +43,7 @@ class MirrorSink:
         self._listener.start()
 
     def log(self, row: Row) -> None:
-        """Raises `UserError` if W&B does not accept the names of the run."""
+        """Raises `UserError` if a sink does not accept the run, such as W&B one of its names."""
         if self._refusal is not None:
             raise UserError(self._refusal)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,6 +35,19 @@ class Sink(Protocol):
     def log_media(self, name: str, media: Media, batch_step: int) -> None: ...
 
     def close(self, exit_code: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """The run that is shown elsewhere, as the functions see it that make the sinks for that."""
+
+    directory: Path
+    record: Mapping[str, Any]
+    """Its configuration."""
+    say: Callable[[str], None]
+    """A line for the person who watches the training."""
+    busy: Callable[[], None]
+    """For a sink that takes long to close: called every second it keeps the training waiting."""
 
 
 class JsonlSink:

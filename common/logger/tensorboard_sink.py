@@ -20,7 +20,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from common.logger.media import Histogram, Media, Scene, as_markdown
-from common.logger.sinks import AXES, Row, axis_of
+from common.logger.sinks import AXES, Row, ShownRun, axis_of
 from common.logger.tensorboard_layout import layout_summary
 
 # It writes at most this many seconds after a row, so that a killed run keeps its rows.
@@ -96,7 +96,8 @@ def _point_cloud(name: str, points: np.ndarray) -> Any:
     return summary
 
 
-def remove_event_files(directory: Path) -> None:
-    """Make room for a resumed run, which logs all its rows anew."""
-    for stale in directory.glob("events.out.tfevents.*"):
+def open_tensorboard(run: ShownRun) -> TensorBoardSink:
+    """In place of the files of a run that is resumed, which logs all its rows anew."""
+    for stale in run.directory.glob("events.out.tfevents.*"):
         stale.unlink()
+    return TensorBoardSink(run.directory)

@@ -8,8 +8,7 @@ wandb-workspaces comes with the extra [wandb-dashboards], and is needed here alo
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import wandb
 import wandb_workspaces.reports.v2 as wr
@@ -17,8 +16,6 @@ from wandb.sdk.lib import wbauth
 
 from common.errors import UserError
 from common.logger.sinks import axis_of
-from common.views.compare.charts import SECTIONS
-from common.views.compare.runs import ComparedRun
 
 TITLE = "GRPO experiments compared"
 # Three charts beside one another fill W&B's grid of 24.
@@ -26,36 +23,18 @@ _WIDTH, _HEIGHT = 8, 6
 _IN_A_ROW = 3
 _TIMEOUT_SECONDS = 20
 
-
-def projects_of(runs: Sequence[ComparedRun]) -> list[str]:
-    """Where the runs were logged to, by the rule of `--wandb-project`.
-
-    Raises `UserError` for a run that does not say so.
-    """
-    names: dict[str, None] = {}
-    for run in runs:
-        name = (
-            run.config.get("wandb_project")
-            or os.environ.get("WANDB_PROJECT")
-            or run.config.get("default_wandb_project")
-        )
-        if not isinstance(name, str):
-            raise UserError(
-                f"RUNS={run.path}: its config.json names no W&B project; name the projects of the "
-                "report with --projects"
-            )
-        names[name] = None
-    return list(names)
+Sections = Mapping[str, Sequence[str]]
+"""Titles, each with the metrics that are drawn below it."""
 
 
-def build_report(projects: Sequence[str], entity: str) -> wr.Report:
+def build_report(projects: Sequence[str], entity: str, sections: Sections) -> wr.Report:
     """A grid of panels per section, in each all runs of the projects; nothing is sent anywhere.
 
     Runs of one W&B group are drawn as their mean with a band of a standard deviation: give the
     seeds of a configuration one `--wandb-group`. The report is kept in the first project.
     """
     blocks: list = [wr.TableOfContents()]
-    for title, metrics in SECTIONS.items():
+    for title, metrics in sections.items():
         runsets = [
             wr.Runset(entity=entity, project=project, name=project, groupby=["group"])
             for project in projects
@@ -84,7 +63,7 @@ def _panel(metric: str, number: int) -> wr.LinePlot:
     )
 
 
-def save_report(projects: Sequence[str], entity: str | None) -> str:
+def save_report(projects: Sequence[str], entity: str | None, sections: Sections) -> str:
     """The address of the saved report. Raises `UserError` without an account, or if W&B refuses."""
     settings = wandb.setup(wandb.Settings(silent=True)).settings
     server = settings.base_url
@@ -97,7 +76,7 @@ def save_report(projects: Sequence[str], entity: str | None) -> str:
         owner = entity or wandb.Api(timeout=_TIMEOUT_SECONDS).default_entity
         if owner is None:
             raise UserError("--wandb-report: the account has no entity; add --wandb-entity")
-        return build_report(projects, owner).save().url
+        return build_report(projects, owner, sections).save().url
     except (wandb.Error, ValueError, OSError) as error:
         # wandb-workspaces has a plain ValueError for a project that is not there.
         reason = " ".join(str(error).split())

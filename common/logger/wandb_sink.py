@@ -22,7 +22,7 @@ from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from common.errors import UserError
 from common.logger.media import Media, Table
-from common.logger.sinks import AXES, BATCH_AXIS, Row, axis_of
+from common.logger.sinks import AXES, BATCH_AXIS, Row, ShownRun, axis_of
 from common.logger.wandb_artifacts import Artifacts, ArtifactSources, log_without_asking
 from common.logger.wandb_media import GROWING, GrowingTable, as_wandb
 
@@ -257,6 +257,18 @@ class WandbSink:
             for folder in (self._directory / "wandb").glob(f"run-*-{run_id}"):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def open_wandb(
+    run: ShownRun, identity: Mapping[str, Any], artifacts: Mapping[str, Any] | None
+) -> WandbSink:
+    """A new W&B run, with the fields of `WandbIdentity` and those of `ArtifactSources`, or None for
+    no artifacts. Raises `UserError` for names that W&B does not accept.
+    """
+    supersede_runs(run.directory)
+    sources = ArtifactSources(**artifacts) if artifacts else None
+    named = WandbIdentity(**identity)
+    return WandbSink(run.directory, named, run.record, run.say, sources, run.busy)
 
 
 def describe_connection() -> str:

@@ -12,12 +12,19 @@ from rich.console import Console
 from common.flags.train_config import TrainConfig
 from common.logger.health import Health
 from common.logger.logger import Intervals, Logger
+from common.logger.mirror import Order
 from common.logger.mirror_sink import MirrorSink
 from common.logger.recorder import Recorder
 from common.logger.sinks import ConsoleSink, JsonlSink, Sink
 from common.run.checkpoint import MANIFEST, STATE
 from common.run.directory import Run, RunDirectory
 from common.run.files import read_rows
+
+# The module that shows a run elsewhere, and the functions that make the sinks in which it does so.
+# By name, as that is another process: wandb is not even imported here.
+MIRROR = "common.training.mirror"
+TENSORBOARD = "common.logger.tensorboard_sink:open_tensorboard"
+WANDB = "common.logger.wandb_sink:open_wandb"
 
 
 def open_logger(
@@ -27,7 +34,7 @@ def open_logger(
     console: Console,
     recorder: Recorder | None = None,
 ) -> Logger:
-    """Console and JSONL always; TensorBoard and W&B, unless both are off, through their mirror.
+    """Console and JSONL always; all other sinks and figures, if there are any, in the mirror.
 
     A process that does not write the run gets a silent logger. `recorder` takes snapshots of the
     model, for figures.
@@ -36,21 +43,12 @@ def open_logger(
     if not run.writes:
         return Logger([], console, directory.samples_file)
     sinks: list[Sink] = [JsonlSink(directory.metrics_file)]
-    if config.tensorboard or config.wandb or config.figures_interval:
-        identity = _wandb_names(config, directory.path.name) if config.wandb else None
-        say = partial(console.out, highlight=False)
+    shown = _mirrored(config, directory)
+    if shown or config.figures_interval:
         figures = {"rows": config.figures_rows, "gradients": config.figures_snapshots}
-        sinks.append(
-            MirrorSink(
-                directory.path,
-                config.tensorboard,
-                identity,
-                figures if config.figures_interval else None,
-                record,
-                say,
-                _artifact_sources(config, directory) if config.log_artifacts else None,
-            )
-        )
+        drawn = figures if config.figures_interval else None
+        order = Order(str(directory.path), dict(record), shown, drawn)
+        sinks.append(MirrorSink(MIRROR, order, partial(console.out, highlight=False)))
     sinks.append(ConsoleSink(config.max_steps, console))
     intervals = Intervals(
         completions=config.log_completions_interval,
@@ -61,6 +59,18 @@ def open_logger(
     health = Health()
     health.replay(read_rows(directory.metrics_file))
     return Logger(sinks, console, directory.samples_file, intervals, health, recorder)
+
+
+def _mirrored(config: TrainConfig, directory: RunDirectory) -> dict[str, dict[str, Any]]:
+    """The sinks that the flags ask for, beside console and JSONL, each with its arguments."""
+    shown: dict[str, dict[str, Any]] = {}
+    if config.tensorboard:
+        shown[TENSORBOARD] = {}
+    if config.wandb:
+        sources = _artifact_sources(config, directory) if config.log_artifacts else None
+        names = _wandb_names(config, directory.path.name)
+        shown[WANDB] = {"identity": names, "artifacts": sources}
+    return shown
 
 
 def _artifact_sources(config: TrainConfig, directory: RunDirectory) -> dict[str, Any]:

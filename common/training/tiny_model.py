@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.command import run_command
 from common.logger.logger import Logger
+from common.logger.mirror import Order
 from common.logger.mirror_sink import MirrorSink
 from common.logger.recorder import Recorder
 from common.logger.sinks import JsonlSink, Sink
@@ -28,6 +29,7 @@ from common.models.tiny.tokenizer import build_tokenizer
 from common.repository import REPOSITORY
 from common.run.directory import check_writable
 from common.run.files import SNAPSHOTS
+from common.training.open_logger import MIRROR, TENSORBOARD, WANDB
 
 PROJECT = "tiny_models"
 # Every how many optimizer steps there are figures, and gradients in them.
@@ -85,15 +87,13 @@ def open_journal(directory: Path, wandb: bool, say: Callable[[str], None]) -> Lo
     """A logger of rows and figures in a new directory, TensorBoard and, if asked, W&B."""
     directory.mkdir(parents=True)
     project = os.environ.get("WANDB_PROJECT") or PROJECT
-    identity = {"name": directory.name, "project": project, "entity": None, "group": None}
-    mirror = MirrorSink(
-        directory,
-        tensorboard=True,
-        wandb={**identity, "tags": None, "notes": None} if wandb else None,
-        figures={"rows": 1000, "gradients": 100},
-        record={"seed": SEED},
-        say=say,
-    )
+    nameless = dict.fromkeys(("entity", "group", "tags", "notes"))
+    identity = {"name": directory.name, "project": project, **nameless}
+    shown: dict[str, dict[str, Any]] = {TENSORBOARD: {}}
+    if wandb:
+        shown[WANDB] = {"identity": identity, "artifacts": None}
+    figures = {"rows": 1000, "gradients": 100}
+    mirror = MirrorSink(MIRROR, Order(str(directory), {"seed": SEED}, shown, figures), say)
     sinks: list[Sink] = [JsonlSink(directory / "metrics.jsonl"), mirror]
     return Logger(sinks, Console(), directory / "samples.jsonl")
 

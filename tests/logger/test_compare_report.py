@@ -16,10 +16,8 @@ from wandb.sdk.lib import wbauth
 from wandb_workspaces.reports.v2 import interface
 
 from common.errors import UserError
-from common.logger.wandb_report import build_report, projects_of, save_report
+from common.logger.wandb_report import build_report, save_report
 from common.views.compare.charts import SECTIONS
-from common.views.compare.runs import read_runs
-from tests.views.compared_runs import write_run
 
 PROJECTS = [f"project_{number}" for number in range(6)]
 
@@ -34,7 +32,7 @@ def no_network(monkeypatch) -> None:
 
 
 def test_a_report_has_a_grid_per_section_with_all_projects_and_needs_no_network(no_network):
-    report = build_report(PROJECTS, "me")
+    report = build_report(PROJECTS, "me", SECTIONS)
     assert (report.entity, report.project) == ("me", "project_0")
     grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
     titles = [block.text for block in report.blocks if isinstance(block, wr.H2)]
@@ -84,7 +82,7 @@ def answer_like_a_server(monkeypatch, sent: list[dict], missing: str = "") -> No
 def test_what_is_sent_names_axes_projects_and_the_group_of_the_seeds(monkeypatch):
     sent: list[dict] = []
     answer_like_a_server(monkeypatch, sent)
-    address = save_report(PROJECTS, None)
+    address = save_report(PROJECTS, None, SECTIONS)
     assert address.startswith("https://wandb.example/team/project_0/reports/")
     (variables,) = sent
     assert (variables["entityName"], variables["projectName"]) == ("team", "project_0")
@@ -113,15 +111,4 @@ def test_what_is_sent_names_axes_projects_and_the_group_of_the_seeds(monkeypatch
 def test_a_project_that_is_not_there_is_one_line(monkeypatch):
     answer_like_a_server(monkeypatch, [], missing="project_3")
     with pytest.raises(UserError, match=r"project 'me/project_3' not found.*; check --projects"):
-        save_report(PROJECTS, "me")
-
-
-def test_the_projects_are_those_of_the_runs(tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    write_run(tmp_path, "a", [], wandb_project="chosen", default_wandb_project="own")
-    write_run(tmp_path, "b", [], wandb_project=None, default_wandb_project="own")
-    write_run(tmp_path, "c", [], wandb_project="chosen")
-    runs = read_runs([str(tmp_path)])[0]
-    assert projects_of(runs) == ["chosen", "own"]
-    monkeypatch.setenv("WANDB_PROJECT", "of the shell")
-    assert projects_of(runs) == ["chosen", "of the shell"]
+        save_report(PROJECTS, "me", SECTIONS)

@@ -12,8 +12,10 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common.logger.mirror import SAYS, new_rows, tell
+from common.errors import UserError
+from common.logger.mirror import SAYS, Order, new_rows, tell
 from common.logger.mirror_sink import FINISH_SECONDS, MirrorSink
+from common.training.open_logger import MIRROR, TENSORBOARD
 from tests.helpers import REPOSITORY, read_rows
 from tests.logger.log_rows import HALF_WAY, STEPS
 
@@ -27,6 +29,71 @@ def test_a_row_that_is_not_whole_yet_is_left_for_the_next_time(tmp_path):
         with path.open("ab") as writer:
             writer.write(b": 2}\n")
         assert list(new_rows(file)) == [{"b": 2}]
+
+
+# A sink of somebody's, which notes what it is given.
+NOTES = """
+from common.errors import UserError
+
+class Notes:
+    def __init__(self, run, title):
+        self._file = (run.directory / "notes").open("w")
+        self._write(title, run.record)
+
+    def _write(self, *words):
+        print(*words, file=self._file, flush=True)
+
+    def log(self, row):
+        self._write(row)
+
+    def log_media(self, name, media, batch_step):
+        self._write(name, media, batch_step)
+
+    def close(self, exit_code):
+        self._write(exit_code)
+
+def open_notes(run, title):
+    run.say(f"notes of {title}")
+    return Notes(run, title)
+
+def refuse(run, title):
+    raise UserError(f"--notes {title}: is taken")
+"""
+
+
+@pytest.fixture
+def show_in(tmp_path, monkeypatch):
+    """Mirror a run in a sink of `NOTES`; what is said, until it is closed."""
+    (tmp_path / "noting.py").write_text(NOTES)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    rows = '{"rollouts/batch_step": 1, "a": null}\n{"rollouts/batch_step": 2, "text": "ho"}\n'
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    said: list[str] = []
+
+    def start(function):
+        sinks = {f"noting:{function}": {"title": "a run"}}
+        return MirrorSink(MIRROR, Order(str(tmp_path), {"lr": 0.1}, sinks, None), said.append), said
+
+    return start
+
+
+def test_a_sink_is_a_function_by_name_that_is_given_the_run_and_its_arguments(show_in, tmp_path):
+    mirror, said = show_in("open_notes")
+    mirror.close(0)
+    assert said == ["notes of a run"]
+    assert (tmp_path / "notes").read_text().splitlines() == [
+        "a run {'lr': 0.1}",
+        "{'rollouts/batch_step': 1, 'a': nan}",
+        "text ho 2",
+        "0",
+    ]
+
+
+def test_what_a_sink_does_not_accept_is_the_trainings_to_say(show_in):
+    mirror, said = show_in("refuse")
+    with pytest.raises(UserError, match=r"^--notes a run: is taken$"):
+        mirror.close(0)
+    assert said == []
 
 
 # Seconds, in place of the longer time that W&B may need.
@@ -59,7 +126,7 @@ def run(tmp_path):
 
 def mirror_of(process):
     (mirror,) = psutil.Process(process.pid).children()
-    assert "common.logger.mirror" in mirror.cmdline()
+    assert "common.training.mirror" in mirror.cmdline()
     return mirror
 
 
@@ -124,7 +191,7 @@ def test_a_resumed_run_is_shown_once_whatever_the_mirror_before_it_does(run, sho
     process.kill()
     process.wait()
     said: list[str] = []
-    resumed = MirrorSink(directory, True, None, None, {}, said.append)
+    resumed = MirrorSink(MIRROR, Order(str(directory), {}, {TENSORBOARD: {}}, None), said.append)
     time.sleep(2)
     assert all(str(before.pid) in path.name for path in events_of(directory)) == shows_already
     os.kill(before.pid, signal.SIGCONT)

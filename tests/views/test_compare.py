@@ -21,7 +21,7 @@ from common.run.directory import open_run, start_run
 from common.views.compare.__main__ import CompareConfig, main
 from common.views.compare.charts import FIRST, SECTIONS, lines
 from common.views.compare.groups import Spread, differences, group_by_seed, run_labels
-from common.views.compare.runs import Position, read_run, read_runs
+from common.views.compare.runs import Position, projects_of, read_run, read_runs
 from common.views.compare.table import (
     amount,
     differences_table,
@@ -377,6 +377,17 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, arguments, complai
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert complaint.replace("{run}", run) in line
+
+
+def test_the_projects_are_those_of_the_runs(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    write_run(tmp_path, "a", [], wandb_project="chosen", default_wandb_project="own")
+    write_run(tmp_path, "b", [], wandb_project=None, default_wandb_project="own")
+    write_run(tmp_path, "c", [], wandb_project="chosen")
+    runs = read_runs([str(tmp_path)])[0]
+    assert projects_of(runs) == ["chosen", "own"]
+    monkeypatch.setenv("WANDB_PROJECT", "of the shell")
+    assert projects_of(runs) == ["chosen", "of the shell"]
 
 
 def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch):

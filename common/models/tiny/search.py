@@ -11,10 +11,11 @@ import random
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from common.models.tiny.corpus import made_up_name
 from common.models.tiny.recipe import Conversation, conversations
-from common.tasks.facts import KINDS, Attribute, Fact, facts
+from common.tasks.facts import Attribute, Fact, facts, kinds
 from common.tasks.search_tasks import Statement, document_text
 from common.tools.passages import Passage
 
@@ -63,8 +64,6 @@ _QUESTIONS = (
     "Say which is the {a} that belongs to {e}.",
 )
 
-
-_REAL = frozenset(known[0].entity for known in facts())
 _EASY_LESSONS = 10_000
 
 
@@ -87,7 +86,7 @@ class SearchStudent:
     def conversation(self, rng: random.Random) -> Conversation:
         if rng.random() < self.copies:
             return _copying(rng)
-        kind = rng.choice(list(KINDS))
+        kind = rng.choice(list(kinds()))
         asked = self._document(rng, kind)
         statement = rng.choice(asked)
         messages = [{"role": "user", "content": _question(rng, statement.fact)}]
@@ -100,7 +99,7 @@ class SearchStudent:
             shown = [self._document(rng, kind) for _ in range(2)]
             messages += _search(rng, attribute, shown)
         if not shown or rng.random() < self.searches_again:
-            other = kind if rng.random() < 0.9 else rng.choice(list(KINDS))
+            other = kind if rng.random() < 0.9 else rng.choice(list(kinds()))
             shown = [asked, self._document(rng, other)]
             messages += _search(rng, f"{attribute} of {statement.fact.entity}", shown)
         messages.append({"role": "assistant", "content": self._answer(rng, statement, shown)})
@@ -116,7 +115,7 @@ class SearchStudent:
         """The statements of a document about a thing that does not exist."""
         entity = _entity(rng)
         attributes = [
-            _reworded(rng, known) if rng.random() < 0.4 else known for known in KINDS[kind]
+            _reworded(rng, known) if rng.random() < 0.4 else known for known in kinds()[kind]
         ]
         if rng.random() < 0.5:
             attributes += [_other_attribute(rng) for _ in range(rng.randint(1, 2))]
@@ -181,9 +180,15 @@ def _search(rng: random.Random, query: str, documents: list[list[Statement]]) ->
     ]
 
 
+@cache
+def _real() -> frozenset[str]:
+    """The names of things of which the bundled corpus knows something."""
+    return frozenset(known[0].entity for known in facts())
+
+
 def _entity(rng: random.Random) -> str:
     """A name that nothing of the bundled corpus has."""
-    while (name := _name(rng)) in _REAL:
+    while (name := _name(rng)) in _real():
         pass
     if rng.random() < 0.25:
         return f"{name}{rng.choice('     -')}{_name(rng)}"

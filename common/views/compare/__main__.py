@@ -16,9 +16,10 @@ from common.command import run_command
 from common.errors import UserError
 from common.printable import printable
 from common.run.files import replace_text
+from common.views.compare.charts import SECTIONS
 from common.views.compare.groups import RunGroup, group_by_seed
 from common.views.compare.page import html_page
-from common.views.compare.runs import ComparedRun, read_runs
+from common.views.compare.runs import ComparedRun, projects_of, read_runs
 from common.views.compare.table import differences_table, group_lines, results_table
 
 
@@ -64,9 +65,9 @@ def wandb_report(config: CompareConfig, runs: Sequence[ComparedRun]) -> str:
         raise UserError(
             "--wandb-report: needs wandb-workspaces; run pip install -e '.[wandb-dashboards]'"
         )
-    from common.logger.wandb_report import projects_of, save_report
+    from common.logger.wandb_report import save_report
 
-    return save_report(config.projects or projects_of(runs), config.wandb_entity)
+    return save_report(config.projects or projects_of(runs), config.wandb_entity, SECTIONS)
 
 
 def common_root(runs: Sequence[ComparedRun]) -> Path:

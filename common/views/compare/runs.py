@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,27 @@ def read_runs(arguments: Sequence[str]) -> tuple[list[ComparedRun], list[str]]:
     if not runs:
         raise UserError(complaints[0] if complaints else f"RUNS is empty; {_SUGGESTION}")
     return runs, complaints
+
+
+def projects_of(runs: Sequence[ComparedRun]) -> list[str]:
+    """Where the runs were logged to, by the rule of `--wandb-project`.
+
+    Raises `UserError` for a run that does not say so.
+    """
+    names: dict[str, None] = {}
+    for run in runs:
+        name = (
+            run.config.get("wandb_project")
+            or os.environ.get("WANDB_PROJECT")
+            or run.config.get("default_wandb_project")
+        )
+        if not isinstance(name, str):
+            raise UserError(
+                f"RUNS={run.path}: its config.json names no W&B project; name the projects of the "
+                "report with --projects"
+            )
+        names[name] = None
+    return list(names)
 
 
 def _directories(argument: str) -> Iterator[Path]:
