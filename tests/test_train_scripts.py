@@ -40,11 +40,6 @@ def test_the_docstring_has_the_command(script):
     assert f"cd {script.parent.name} && python train.py" in docstring
 
 
-def test_every_experiment_has_a_parent_but_the_base():
-    names = {script.parent.name for script in SCRIPTS}
-    assert names == {"experiment_base", *PARENTS}
-
-
 @pytest.mark.parametrize("child", PARENTS)
 def test_a_child_differs_from_its_parent_by_few_lines_of_main(child):
     """So that a fix to one loop that is not carried to the others is seen."""
