@@ -26,6 +26,7 @@ from common.rollout.sampling import Sampling
 from common.training.command_line import run_script
 
 REPOSITORY = Path(__file__).parents[1]
+EXPERIMENTS = sorted(path.parent.name for path in REPOSITORY.glob("experiment_*/train.py"))
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 # A run over conversations that takes seconds.
@@ -172,18 +173,33 @@ def load_script(experiment: str, name: str = "train") -> ModuleType:
     return module
 
 
-def complain(script: ModuleType, arguments: Sequence[str]) -> tuple[int, str]:
-    """Exit code and stderr of `python train.py` with these arguments, in this process."""
-    errors, before = io.StringIO(), sys.argv
+def run_here(script: ModuleType, arguments: Sequence[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `python train.py` with these arguments, in this process."""
+    output, errors, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["train.py", *arguments]
+    code = 0
     try:
-        with redirect_stderr(errors), redirect_stdout(io.StringIO()):
+        with redirect_stderr(errors), redirect_stdout(output):
             run_script(script.main, script.Config)
     except SystemExit as stop:
-        return int(stop.code or 0), errors.getvalue()
+        code = int(stop.code or 0)
     finally:
         sys.argv = before
-    return 0, errors.getvalue()
+    return code, output.getvalue(), errors.getvalue()
+
+
+def complain(script: ModuleType, arguments: Sequence[str]) -> tuple[int, str]:
+    """Exit code and stderr of `python train.py` with these arguments, in this process."""
+    code, _, errors = run_here(script, arguments)
+    return code, errors
+
+
+def train_here(*flags: str, experiment: str = "experiment_base", log_dir: Path) -> str:
+    """What a run prints that ends well, in this process: another imports torch for seconds."""
+    arguments = ["--log-dir", str(log_dir), *flags]
+    code, output, errors = run_here(load_script(experiment), arguments)
+    assert code == 0, errors
+    return output
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

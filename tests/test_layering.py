@@ -1,83 +1,104 @@
-"""Dependencies point one way, and every third party has one home."""
+"""Dependencies point one way, and every third party has its homes."""
+
+from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
+from functools import cache
 
 from tests.helpers import REPOSITORY
 
-STRATA = [
-    {"errors", "own_code", "yaml_file"},
-    {"algo", "tasks", "rewards", "tools"},
-    {"models", "rollout", "replay_buffer"},
-    {"logger", "run"},
-]
+# Each imports itself and those before it.
+ROOMS = (
+    *("errors", "own_code", "yaml_file", "printable", "repository", "command"),
+    *("algo", "tasks", "tools", "rewards", "models", "rollout", "replay_buffer"),
+    *("flags", "run", "logger", "views", "training", "sweep"),
+)
 HOMES = {
-    "wandb": "common/logger/",
-    "tensorboard": "common/logger/",
-    "plotly": "common/logger/",
-    "wandb_workspaces": "common/logger/",
-    "optuna": "common/run/",
-    "tyro": ("common/run/", "common/logger/compare/"),
-    "peft": "common/models/",
-    "bitsandbytes": "common/models/",
-    "bm25s": "common/tools/",
-    "accelerate": "common/run/",
+    "wandb": ("common/logger/",),
+    "wandb_workspaces": ("common/logger/",),
+    "tensorboard": ("common/logger/",),
+    # W&B takes figures of plotly's own class alone.
+    "plotly": (
+        *("common/views/figures/", "common/views/compare/", "common/logger/wandb_media.py"),
+    ),
+    "optuna": ("common/sweep/",),
+    "peft": ("common/models/",),
+    "bitsandbytes": ("common/models/",),
+    "bm25s": ("common/tools/",),
+    "accelerate": ("common/training/", "experiment_accelerate/", "experiment_accelerate_ddp/"),
+    # The flags of everything; beside them the commands that take an argument without a flag.
+    "tyro": (
+        *("common/command.py", "common/flags/", "common/views/compare/__main__.py"),
+        *("common/views/samples.py", "common/training/tiny_model.py", "common/sweep/__main__.py"),
+    ),
 }
-MODULES = sorted((REPOSITORY / "common").rglob("*.py"))
-SCRIPTS = sorted(REPOSITORY.glob("experiment_*/*.py"))
+# Where flags become devices.
+DEVICES = "common/models/device.py"
 
 
-def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@cache
+def trees() -> dict[str, ast.Module]:
+    """All modules of `common` and of the experiments, by their path in the repository."""
+    files = (*REPOSITORY.glob("common/**/*.py"), *REPOSITORY.glob("experiment_*/**/*.py"))
+    return {
+        path.relative_to(REPOSITORY).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(files)
+    }
+
+
+def imports(path: str) -> Iterator[str]:
+    """The modules that are imported in a file, and what is imported from them."""
+    for node in ast.walk(trees()[path]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: import by the whole name, from common.ROOM"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def stratum(package: str) -> int:
-    return next(level for level, names in enumerate(STRATA) if package in names)
+def room_of(name: str) -> str:
+    """The room of `common/room/module.py`, or of `common.room.module.name`."""
+    return name.removesuffix(".py").replace("/", ".").split(".")[1]
 
 
-def package_of(path: Path) -> str:
-    return path.relative_to(REPOSITORY / "common").with_suffix("").parts[0]
+def listed(wrong: list[str]) -> str:
+    return "".join(f"\n{line}" for line in wrong)
 
 
-def test_there_is_something_to_walk():
-    assert len(MODULES) > 20
-    assert SCRIPTS
+def test_a_room_of_common_imports_itself_and_lower_ones_and_no_experiment():
+    in_common = [path for path in trees() if path.startswith("common/")]
+    assert {room_of(path) for path in in_common} - {"__init__"} == set(ROOMS)
+    wrong = [
+        f"{path} ({room_of(path)}) imports {name}"
+        for path in in_common
+        for name in imports(path)
+        if name.startswith(("experiment_", "tests.", "benchmarks."))
+        or (name.startswith("common.") and ROOMS.index(room_of(name)) > ROOMS.index(room_of(path)))
+    ]
+    assert not wrong, listed(wrong)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_common_imports_its_own_stratum_or_one_below_and_no_experiment(path):
-    if path == REPOSITORY / "common" / "__init__.py":
-        return
-    for name in imports(path):
-        assert not name.startswith("experiment_"), name
-        if name.startswith("common."):
-            assert stratum(name.split(".")[1]) <= stratum(package_of(path)), name
+def test_every_third_party_is_imported_at_its_homes_alone():
+    wrong = []
+    for path in trees():
+        for name in imports(path):
+            # Also what another package hands on, as torch.utils.tensorboard does.
+            third_party = "tensorboard" if "tensorboard" in name else name.split(".")[0]
+            if not path.startswith(HOMES.get(third_party, "")):
+                wrong.append(f"{path} imports {name}")
+    assert not wrong, listed(wrong)
 
 
-@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=str)
-def test_every_third_party_is_imported_from_its_home_alone(path):
-    relative = path.relative_to(REPOSITORY).as_posix()
-    for name in imports(path):
-        third_party = "tensorboard" if "tensorboard" in name else name.split(".")[0]
-        home = HOMES.get(third_party)
-        if third_party == "accelerate" and relative.startswith("experiment_accelerate"):
-            continue
-        assert home is None or relative.startswith(home), f"{relative} imports {name}"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_no_device_is_written_into_the_code(path):
-    """Devices come from a flag or a tensor; `run/device.py` is where flags become devices."""
-    if path.name == "device.py":
-        return
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            for argument in node.args:
-                assert not (isinstance(argument, ast.Constant) and argument.value == "cuda")
+def test_no_device_is_written_into_the_code():
+    """Devices come from a flag or a tensor."""
+    wrong = [
+        f"{path}:{node.lineno}"
+        for path, tree in trees().items()
+        if path != DEVICES
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for argument in node.args
+        if isinstance(argument, ast.Constant) and argument.value == "cuda"
+    ]
+    assert not wrong, listed(wrong)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from common.command import run_command
 from common.tools.passages import Passage, read_documents
 from common.tools.search import BM25Retriever
-from tests.helpers import REPOSITORY, SHARED_DATA, load_script
+from tests.helpers import SHARED_DATA, load_script
 
 EXPERIMENT = "experiment_multiturn_qa"
 TANKS = """\
@@ -37,14 +38,20 @@ def ask(maker):
     return questions
 
 
-def make(folder, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "make_questions.py", "--documents-path", str(folder), *flags],
-        cwd=REPOSITORY / EXPERIMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def make(maker, monkeypatch, capsys):
+    def command(folder: Path, output: Path) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of `python make_questions.py`, in this process."""
+        flags = ["--documents-path", str(folder), "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", ["make_questions.py", *flags])
+        code = 0
+        try:
+            run_command(maker.main, maker.Config)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return command
 
 
 def test_dates_numbers_names_and_times_are_asked_for(ask):
@@ -129,11 +136,11 @@ def test_a_question_is_found_by_its_whole_sentence_in_its_own_document(maker):
         assert maker.is_found(question, retriever, 2) == expected
 
 
-def test_the_command_writes_tasks_that_its_documents_answer(tmp_path):
+def test_the_command_writes_tasks_that_its_documents_answer(make, tmp_path):
     (tmp_path / "tanks.md").write_text(TANKS)
     output = tmp_path / "questions.jsonl"
-    result = make(tmp_path, "--output", str(output))
-    assert result.returncode == 0, result.stderr
+    code, printed, complaint = make(tmp_path, output)
+    assert (code, complaint) == (0, "")
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 4
     assert rows[0] == {
@@ -143,31 +150,31 @@ def test_the_command_writes_tasks_that_its_documents_answer(tmp_path):
         "document": "tanks.md",
         "kind": "date",
     }
-    assert "4 questions" in result.stdout
+    assert "4 questions" in printed
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [(None, "no such directory"), ("It is.", "no sentence or table"), ("\0", "holds no text")],
 )
-def test_documents_of_which_nothing_can_be_asked(tmp_path, text, complaint):
+def test_documents_of_which_nothing_can_be_asked(make, tmp_path, text, complaint):
     folder = tmp_path / "documents"
     if text is not None:
         folder.mkdir()
         (folder / "a.md").write_text(text)
-    result = make(folder, "--output", str(tmp_path / "questions.jsonl"))
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
-    assert complaint in result.stderr
+    code, _, errors = make(folder, tmp_path / "questions.jsonl")
+    assert (code, errors.count("\n")) == (2, 1), errors
+    assert complaint in errors
     assert not (tmp_path / "questions.jsonl").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the Apollo report is not beside the checkout")
-def test_a_real_report_gives_hundreds_of_questions_each_answered_in_it(tmp_path):
+def test_a_real_report_gives_hundreds_of_questions_each_answered_in_it(make, tmp_path):
     report = (SHARED_DATA / "apollo13_mission_report.md").read_text(encoding="utf-8")
     (tmp_path / "report.md").write_text(report, encoding="utf-8")
     output = tmp_path / "questions.jsonl"
-    assert make(tmp_path, "--output", str(output)).returncode == 0
+    assert make(tmp_path, output)[0] == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len({row["question"] for row in rows}) == len(rows) >= 300
     (document,) = read_documents(tmp_path)

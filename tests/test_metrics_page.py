@@ -1,4 +1,4 @@
-"""docs/metrics.md lists what the six experiments log: all of it, and nothing else."""
+"""docs/metrics.md: its form, its axes and its rules; what it lists is in test_every_experiment."""
 
 from __future__ import annotations
 

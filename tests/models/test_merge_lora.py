@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -80,15 +81,13 @@ class TestMistakes:
         with pytest.raises(UserError, match="a whole model already"):
             find_adapters(saved_model("qwen2"))
 
-    def test_no_run_at_all(self):
-        result = subprocess.run(
-            [sys.executable, "-m", "common.models.merge_lora"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 2
-        assert result.stderr == (
+    def test_no_run_at_all(self, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", ["merge_lora"])
+        monkeypatch.delitem(sys.modules, "common.models.merge_lora")
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_module("common.models.merge_lora", run_name="__main__")
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err == (
             "error: RUN: missing; run make merge-lora RUN=<run directory or checkpoint>\n"
         )
 

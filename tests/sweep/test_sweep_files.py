@@ -6,13 +6,7 @@ import yaml
 from common.sweep.__main__ import wrong_flags
 from common.sweep.sweep_file import read_sweep
 from common.yaml_file import read_yaml
-from tests.helpers import REPOSITORY, load_script
-
-EXPERIMENTS = sorted(path.parent.name for path in REPOSITORY.glob("experiment_*/train.py"))
-
-
-def test_there_are_six():
-    assert len(EXPERIMENTS) == 6
+from tests.helpers import EXPERIMENTS, REPOSITORY, load_script
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -101,11 +101,11 @@ def test_slow_tools_run_side_by_side_async_or_not():
     runner = ToolRunner(TOOLBOX, timeout=5.0)
     started = time.monotonic()
     for number in range(40):
-        runner.start(number, call("sleep_async" if number % 2 else "sleep", seconds=0.5))
+        runner.start(number, call("sleep_async" if number % 2 else "sleep", seconds=0.2))
     records = all_of(runner)
     assert time.monotonic() - started < 2
     assert sorted(number for number, _ in records) == list(range(40))
-    assert all(record.succeeded and record.seconds >= 0.5 for _, record in records)
+    assert all(record.succeeded and record.seconds >= 0.2 for _, record in records)
 
 
 def test_a_tool_that_raises_or_returns_no_text_is_an_error_that_says_why():
@@ -216,7 +216,7 @@ def never(text: str) -> str:
         text: Anything.
     \"\"\"
     while True:
-        time.sleep(1)
+        time.sleep(60)
 
 async def never_either(text: str) -> str:
     \"\"\"Never return.
