@@ -82,9 +82,13 @@ class Objective:
 def _describe(function: Callable[..., object]) -> str:
     if not isinstance(function, partial):
         return str(getattr(function, "__name__", function))
-    bound = [_describe(value) if callable(value) else repr(value) for value in function.args]
-    bound += [
-        f"{name}={_describe(value) if callable(value) else value!r}"
-        for name, value in function.keywords.items()
+    given = [*((None, value) for value in function.args), *function.keywords.items()]
+    bound = [
+        f"{name}={_value(value)}" if name and not callable(value) else _value(value)
+        for name, value in given
     ]
     return f"{_describe(function.func)}({', '.join(bound)})"
+
+
+def _value(value: object) -> str:
+    return _describe(value) if callable(value) else repr(value)

@@ -105,8 +105,8 @@ class Run:
         return self.checkpoint.path if self.checkpoint else None
 
 
-def open_run(config: TrainConfig, say: Callable[[str], None], num_processes: int = 1) -> Run:
-    """A place for a new run, or the run to resume; nothing is written before `start_run`.
+def choose_run(config: TrainConfig, say: Callable[[str], None], num_processes: int = 1) -> Run:
+    """A place for a new run, or the run to resume; nothing is written before `create_run`.
 
     Raises `UserError` for a name that is taken, a directory that cannot be written, and a run that
     cannot be resumed with these flags.
@@ -226,10 +226,16 @@ def _root(config: TrainConfig) -> Path:
     return (config.log_dir or REPOSITORY / "runs").resolve()
 
 
-def start_run(
-    run: Run, config: TrainConfig, model: torch.nn.Module, num_processes: int = 1
+def create_run(
+    run: Run,
+    config: TrainConfig,
+    model: torch.nn.Module,
+    num_processes: int = 1,
+    objective: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Make the directory, or cut the rows after the checkpoint; returns what sinks record.
+
+    `objective` says which functions it is made of.
 
     Everything that a user's mistake can stop comes before, so that a mistake leaves nothing behind.
     """
@@ -238,7 +244,7 @@ def start_run(
     directory = run.directory
     places = (directory.path.parents[1], directory.checkpoints.parents[1])
     commit, patch = source_state(REPOSITORY, passed_over=places)
-    record = make_record(config, model, num_processes, commit)
+    record = make_record(config, model, num_processes, commit, objective or {})
     directory.path.mkdir(parents=True, exist_ok=run.resumed)
     _lock(directory)
     replace_text(directory.config_file, json.dumps(record, indent=2) + "\n")

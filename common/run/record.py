@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,11 @@ _LIBRARIES = ("accelerate", "numpy", "torch", "transformers", "wandb")
 
 
 def make_record(
-    config: TrainConfig, model: torch.nn.Module, num_processes: int, commit: str
+    config: TrainConfig,
+    model: torch.nn.Module,
+    num_processes: int,
+    commit: str,
+    objective: Mapping[str, str],
 ) -> dict[str, Any]:
     """The flags, and what they do not say of the sources, the data and the machine."""
     return {
@@ -34,6 +38,7 @@ def make_record(
         "default_wandb_project": config.default_wandb_project,
         "model_id": config.model_name,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "objective_functions": dict(objective),
         "data_digest": data_digest(config),
         "own_code": dict(own_code(config)),
         "git_commit": commit,

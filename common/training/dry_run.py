@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from common.flags.train_config import ConfigType, TrainConfig
-from common.run.directory import open_run
+from common.run.directory import choose_run
 from common.run.files import read_rows
 from common.training.learner import optimizer_steps
 
@@ -28,7 +28,7 @@ def dry_run(main: Callable[[ConfigType], None], config: ConfigType) -> None:
     """
     console, is_first = Console(), os.environ.get("RANK", "0") == "0"
     if is_first:
-        open_run(config, console.out)
+        choose_run(config, console.out)
     with TemporaryDirectory() as root:
         small = replace(
             config,

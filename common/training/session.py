@@ -36,7 +36,7 @@ from common.rollout.generate import Interrupted
 from common.rollout.rollout import Correctness, single_turn
 from common.rollout.trajectory import Group
 from common.run.checkpoint import Checkpoints, read_checkpoint
-from common.run.directory import Run, RunDirectory, open_run, start_run
+from common.run.directory import Run, RunDirectory, choose_run, create_run
 from common.tasks.task import Task
 from common.tools.toolbox import ToolFunction
 from common.training.collector import Collector, check_lengths
@@ -78,8 +78,10 @@ def open_session(
     """
     config, ranks, device = _place(config, accelerator)
     console = Console(quiet=ranks.index > 0)
-    run = _open_run_together(config, console, ranks)
     objective = load_objective(config)
+    functions = objective.describe()
+    console.out(f"{config.objective}: {', '.join(functions.values())}", highlight=False)
+    run = _choose_run_together(config, console, ranks)
     train_tasks, held_out = load_task_split(config)
     tokenizer = load_tokenizer(config.model_name)
     if isinstance(config, MultiTurnConfig):
@@ -107,7 +109,7 @@ def open_session(
         ranks,
         converse,
     )
-    record, recorder = start_run(run, config, policy, ranks.count), None
+    record, recorder = create_run(run, config, policy, ranks.count, functions), None
     if config.figures_interval:
         layer, head = config.figures_layer, config.figures_head
         recorder = Recorder(run.directory.snapshots_file, policy.model, tokenizer, layer, head)
@@ -273,7 +275,7 @@ def _place(
     return config, AcceleratedRanks(accelerator), accelerator.device
 
 
-def _open_run_together(config: TrainConfig, console: Console, ranks: Ranks) -> Run:
+def _choose_run_together(config: TrainConfig, console: Console, ranks: Ranks) -> Run:
     """The run as the first rank has opened it; the others read its checkpoint and write nothing.
 
     They need the same file system for that, but only to resume.
@@ -281,7 +283,7 @@ def _open_run_together(config: TrainConfig, console: Console, ranks: Ranks) -> R
     opened: list[Run] = []
 
     def open_here() -> tuple[RunDirectory, Path | None, bool]:
-        run = open_run(config, console.out, ranks.count)
+        run = choose_run(config, console.out, ranks.count)
         opened.append(run)
         return run.directory, run.weights, run.resumed
 

@@ -18,7 +18,7 @@ from common.flags.train_config import TrainConfig
 from common.logger import mirror_sink
 from common.logger.media import Bars, Histogram, Table
 from common.run.checkpoint import MANIFEST, STATE
-from common.run.directory import open_run
+from common.run.directory import choose_run
 from common.training.open_logger import open_logger
 
 STARTED = "started at"
@@ -49,7 +49,7 @@ def main(log_dir: str, flags: list[str]) -> None:
     mirror_sink.FINISH_SECONDS = config.finish_seconds
     console = Console()
     tell(f"{STARTED} {time.time()}")
-    run = open_run(config, console.out)
+    run = choose_run(config, console.out)
     run.directory.path.mkdir(parents=True, exist_ok=True)
     with open_logger(config, run, {"lr": config.lr, "seed": config.seed}, console) as logger:
         step = 0

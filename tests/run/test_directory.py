@@ -16,7 +16,7 @@ import torch
 from common.errors import UserError
 from common.flags.train_config import TrainConfig, resolve_defaults
 from common.run import directory as directory_module
-from common.run.directory import find_run, open_run, start_run
+from common.run.directory import choose_run, create_run, find_run
 from tests.helpers import random_model
 
 
@@ -52,8 +52,8 @@ def begun(configure, model, tokenizer):
 
     def begin(**flags):
         config = configure(**flags)
-        run = open_run(config, silent)
-        start_run(run, config, model)
+        run = choose_run(config, silent)
+        create_run(run, config, model)
         run.directory.metrics_file.write_bytes(2 * ROW)
         run.directory.samples_file.write_bytes(ROW)
         run.directory.snapshots_file.write_bytes(ROW)
@@ -68,20 +68,20 @@ def begun(configure, model, tokenizer):
 
 def test_nothing_is_there_before_the_run_starts(tmp_path, configure, model):
     config = configure(run_name="one", checkpoint_path=tmp_path / "elsewhere")
-    run = open_run(config, silent)
+    run = choose_run(config, silent)
     assert list(tmp_path.iterdir()) == []
-    start_run(run, config, model)
+    create_run(run, config, model)
     assert run.directory.config_file.is_file()
     assert (tmp_path / "elsewhere" / "test" / "one").is_dir()
 
 
 def test_a_name_is_taken_by_a_run_or_by_its_checkpoints_elsewhere(tmp_path, configure, model):
     config = configure(run_name="one", checkpoint_path=tmp_path / "elsewhere")
-    start_run(open_run(config, silent), config, model)
+    create_run(choose_run(config, silent), config, model)
     with pytest.raises(UserError, match=r"--run-name one: .* exists; .*--resume"):
-        open_run(config, silent)
+        choose_run(config, silent)
     with pytest.raises(UserError, match=r"--run-name one: .*elsewhere"):
-        open_run(dataclasses.replace(config, log_dir=tmp_path / "other"), silent)
+        choose_run(dataclasses.replace(config, log_dir=tmp_path / "other"), silent)
 
 
 def test_two_runs_in_one_second_have_two_names(configure, model, monkeypatch):
@@ -89,8 +89,8 @@ def test_two_runs_in_one_second_have_two_names(configure, model, monkeypatch):
     runs = []
     for _ in range(3):
         config = configure(seed=3)
-        runs.append(open_run(config, silent))
-        start_run(runs[-1], config, model)
+        runs.append(choose_run(config, silent))
+        create_run(runs[-1], config, model)
     assert [run.directory.path.name for run in runs] == ["now-seed3", "now-seed3-2", "now-seed3-3"]
 
 
@@ -103,7 +103,7 @@ def test_a_name_is_one_directory(name):
 def test_checkpoints_that_could_not_be_written_are_refused_first(tmp_path, configure):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--checkpoint-path .*file/x: cannot write"):
-        open_run(configure(checkpoint_path=tmp_path / "file" / "x"), silent)
+        choose_run(configure(checkpoint_path=tmp_path / "file" / "x"), silent)
     assert not (tmp_path / "runs").exists()
 
 
@@ -111,26 +111,26 @@ def test_resuming_cuts_the_rows_after_the_checkpoint_once_it_starts(configure, b
     run = begun(run_name="one")
     config = configure(run_name="one", resume=True)
     said: list[str] = []
-    resumed = open_run(config, said.append)
+    resumed = choose_run(config, said.append)
     assert resumed.step == 2
     assert said == [f"resuming {run.directory.path} after step 2"]
     assert run.directory.metrics_file.read_bytes() == 3 * ROW
-    start_run(resumed, config, model)
+    create_run(resumed, config, model)
     assert run.directory.metrics_file.read_bytes() == 2 * ROW
     assert run.directory.samples_file.read_bytes() == ROW
 
 
 def test_without_a_checkpoint_it_begins_anew(configure, model):
     config = configure(run_name="one")
-    run = open_run(config, silent)
-    start_run(run, config, model)
+    run = choose_run(config, silent)
+    create_run(run, config, model)
     run.directory.metrics_file.write_bytes(ROW)
     said: list[str] = []
     config = dataclasses.replace(config, resume=True)
-    resumed = open_run(config, said.append)
+    resumed = choose_run(config, said.append)
     assert (resumed.step, resumed.weights) == (0, None)
     assert said == [f"{run.directory.path} has no checkpoint yet: starting it anew"]
-    start_run(resumed, config, model)
+    create_run(resumed, config, model)
     assert run.directory.metrics_file.read_bytes() == b""
 
 
@@ -139,7 +139,7 @@ def test_lost_rows_are_not_made_up(configure, begun, model):
     run.directory.metrics_file.write_bytes(ROW)
     config = configure(run_name="one", resume=True)
     with pytest.raises(UserError, match=r"metrics\.jsonl has lost rows \(9 bytes, 18"):
-        start_run(open_run(config, lambda text: None), config, model)
+        create_run(choose_run(config, lambda text: None), config, model)
     assert run.directory.metrics_file.read_bytes() == ROW
 
 
@@ -147,13 +147,13 @@ def test_snapshots_may_be_lost_and_later_ones_are_cut(configure, begun, model):
     run = begun(run_name="one")
     run.directory.snapshots_file.unlink()
     config = configure(run_name="one", resume=True)
-    start_run(open_run(config, lambda text: None), config, model)
+    create_run(choose_run(config, lambda text: None), config, model)
     assert not run.directory.snapshots_file.exists()
 
     run = begun(run_name="two")
     run.directory.snapshots_file.write_bytes(2 * ROW)
     config = configure(run_name="two", resume=True)
-    start_run(open_run(config, lambda text: None), config, model)
+    create_run(choose_run(config, lambda text: None), config, model)
     assert run.directory.snapshots_file.read_bytes() == ROW
 
 
@@ -167,14 +167,14 @@ def test_without_a_name_the_run_begun_last_is_resumed(configure, begun):
 def test_a_run_cannot_be_resumed_to_an_earlier_step(configure, begun):
     begun(run_name="one")
     with pytest.raises(UserError, match="--max-steps 1: the run to resume has done 2"):
-        open_run(configure(run_name="one", resume=True, max_steps=1), silent)
+        choose_run(configure(run_name="one", resume=True, max_steps=1), silent)
 
 
 def test_checkpoints_that_are_elsewhere_are_not_taken_for_none(tmp_path, configure, begun):
     begun(run_name="one")
     config = configure(run_name="one", resume=True, checkpoint_path=tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"--checkpoint-path .*leave the flag out"):
-        open_run(config, silent)
+        choose_run(config, silent)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,14 @@ def test_flags_that_change_numbers_are_refused(configure, begun, flags):
     ((name, value),) = flags.items()
     flag = f"--{name.replace('_', '-')} {value}: the run to resume has"
     with pytest.raises(UserError, match=flag):
-        open_run(configure(run_name="one", resume=True, **flags), silent)
+        choose_run(configure(run_name="one", resume=True, **flags), silent)
 
 
 def test_flags_that_change_no_number_are_taken_in_silence(configure, begun):
     begun(run_name="one")
     flags = {"eval_interval": 3, "checkpoint_interval": 7, "wandb": False, "max_steps": 99}
     said: list[str] = []
-    open_run(configure(run_name="one", resume=True, **flags), said.append)
+    choose_run(configure(run_name="one", resume=True, **flags), said.append)
     assert len(said) == 1
 
 
@@ -212,7 +212,7 @@ def test_flags_that_change_no_number_are_taken_in_silence(configure, begun):
 def test_flags_that_change_rounding_are_said(configure, begun, flags, notice):
     begun(run_name="one")
     said: list[str] = []
-    open_run(configure(run_name="one", resume=True, **flags), said.append)
+    choose_run(configure(run_name="one", resume=True, **flags), said.append)
     assert len(said) == 2
     assert said[1].startswith(notice)
 
@@ -223,7 +223,7 @@ def test_another_number_of_threads_is_said(configure, begun):
     said: list[str] = []
     torch.set_num_threads(threads + 1)
     try:
-        open_run(configure(run_name="one", resume=True), said.append)
+        choose_run(configure(run_name="one", resume=True), said.append)
     finally:
         torch.set_num_threads(threads)
     assert said[1].startswith(f"{threads + 1} threads instead of {threads}: ")
@@ -232,7 +232,7 @@ def test_another_number_of_threads_is_said(configure, begun):
 def test_a_schedule_that_now_leads_elsewhere_is_said(configure, begun):
     begun(run_name="one", lr_schedule="cosine", max_steps=10)
     said: list[str] = []
-    open_run(
+    choose_run(
         configure(run_name="one", resume=True, lr_schedule="cosine", max_steps=20), said.append
     )
     assert said[1:] == [
@@ -243,8 +243,8 @@ def test_a_schedule_that_now_leads_elsewhere_is_said(configure, begun):
 def test_the_record_holds_every_flag_and_no_key(configure, model, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     config = configure(run_name="one")
-    run = open_run(config, silent)
-    start_run(run, config, model)
+    run = choose_run(config, silent)
+    create_run(run, config, model)
     text = run.directory.config_file.read_text()
     record = json.loads(text)
     assert {field.name for field in dataclasses.fields(config)} <= set(record)
@@ -281,8 +281,8 @@ def own(tmp_path, monkeypatch):
 
 def test_the_record_holds_what_the_run_is_made_of(tmp_path, configure, model, own):
     config = configure(run_name="one", **own)
-    run = open_run(config, silent)
-    record = start_run(run, config, model)
+    run = choose_run(config, silent)
+    record = create_run(run, config, model)
     assert record == json.loads(run.directory.config_file.read_text())
     assert record["data_digest"] == digest_of(tmp_path / "tasks.jsonl")
     assert record["own_code"] == {
@@ -296,7 +296,7 @@ def test_the_record_holds_what_the_run_is_made_of(tmp_path, configure, model, ow
 
 def test_what_is_built_in_is_not_own_code(configure, model):
     config = configure(run_name="one")
-    record = start_run(open_run(config, silent), config, model)
+    record = create_run(choose_run(config, silent), config, model)
     assert (record["objective"], record["own_code"]) == ("grpo", {})
     assert record["data_digest"] == digest_of(config.data_file)
 
@@ -317,10 +317,10 @@ def test_what_has_changed_under_its_name_is_refused(
 ):
     begun(run_name="one", **own)
     config = configure(run_name="one", resume=True, **own)
-    open_run(config, lambda text: None)
+    choose_run(config, lambda text: None)
     (tmp_path / changed).write_text("# other\n" + (tmp_path / changed).read_text())
     with pytest.raises(UserError) as caught:
-        open_run(config, silent)
+        choose_run(config, silent)
     assert str(caught.value) == (
         f"{named.format(tmp_path=tmp_path)}: has changed since the run to resume began; "
         "put it back, or start a new run without --resume"
@@ -338,7 +338,7 @@ def test_what_is_lost_is_named(tmp_path, configure, begun, own, lost, complaint)
     begun(run_name="one", **own)
     (tmp_path / lost).unlink()
     with pytest.raises(UserError, match=complaint):
-        open_run(configure(run_name="one", resume=True, **own), silent)
+        choose_run(configure(run_name="one", resume=True, **own), silent)
 
 
 def test_a_run_of_before_that_recorded_less_is_resumed(configure, begun, own):
@@ -349,7 +349,7 @@ def test_a_run_of_before_that_recorded_less_is_resumed(configure, begun, own):
     run.directory.config_file.write_text(json.dumps(record))
     own["data_path"].write_text("other\n")
     said: list[str] = []
-    resumed = open_run(configure(run_name="one", resume=True, **own), said.append)
+    resumed = choose_run(configure(run_name="one", resume=True, **own), said.append)
     assert (resumed.step, len(said)) == (2, 1)
 
 
@@ -367,7 +367,7 @@ def test_the_patch_is_in_the_directory_and_a_later_one_beside_it(
     elsewhere = {"run_name": "one", "checkpoint_path": tmp_path / "elsewhere"}
     run = begun(**elsewhere)
     config = configure(resume=True, **elsewhere)
-    record = start_run(open_run(config, lambda text: None), config, model)
+    record = create_run(choose_run(config, lambda text: None), config, model)
     assert record["git_commit"] == "c" * 40
     assert (run.directory.path / "source.diff").read_bytes() == b"patch 1"
     assert (run.directory.path / "source_from_step_2.diff").read_bytes() == b"patch 2"

@@ -17,7 +17,7 @@ from rich.console import Console
 from common.command import run_command
 from common.errors import UserError
 from common.flags.train_config import TrainConfig, resolve_defaults
-from common.run.directory import open_run, start_run
+from common.run.directory import choose_run, create_run
 from common.views.compare.__main__ import CompareConfig, main
 from common.views.compare.charts import FIRST, SECTIONS, lines
 from common.views.compare.groups import Spread, differences, group_by_seed, run_labels
@@ -224,7 +224,7 @@ def begin(tmp_path, monkeypatch):
         own = {"reward": (f"{reward}:short",), "data_path": data}
         config = Config(run_name=name, log_dir=tmp_path / "runs", **own, **flags)
         config = resolve_defaults(config, bundled=True)
-        start_run(open_run(config, print), config, model)
+        create_run(choose_run(config, print), config, model)
 
     return begin_run
 
