@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import re
@@ -117,11 +118,36 @@ def distinct_completions_are_counted(directory: Path) -> None:
     assert "| `rollouts/distinct_fraction` | share | batch |" in page.read_text(encoding="utf-8")
 
 
+def a_loss_that_clips_nothing_is_learned_from(directory: Path) -> None:
+    record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    (named,) = record["own_code"]
+    assert named == f"--objective {record['objective']}"
+    assert record["objective"].endswith("experiment_base/sapo.py:sapo")
+    assert record["objective_functions"]["surrogate"] == "soft_gate"
+    steps = [r for r in read_rows(directory / "metrics.jsonl") if "training_step/loss" in r]
+    assert steps
+    assert all(row["training_step/grad_norm"] > 0 for row in steps)
+    assert not any("training_step/clip_fraction" in row for row in steps)
+
+
+def tokens_have_weights(directory: Path) -> None:
+    record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    assert record["objective_functions"]["correction"] == "truncated_weight"
+    assert record["objective_functions"]["aggregate"] == "sequence_mean"
+
+
 # Per section how many files it may touch, and what must be true of the run that it shows.
 CHECKS: dict[str, tuple[int, Callable[[Path], None]]] = {
+    "A loss of your own": (1, a_loss_that_clips_nothing_is_learned_from),
+    "A weight between sampler and learner": (1, tokens_have_weights),
     "A sink behind a flag": (3, the_csv_has_the_numbers_of_the_rows),
     "A metric": (2, distinct_completions_are_counted),
 }
+
+
+def test_a_loss_takes_at_most_twenty_lines():
+    (loss,) = SECTIONS[0].new_files.values()
+    assert len([line for line in loss.splitlines() if line.strip()]) <= 20
 
 
 def test_every_section_is_checked():

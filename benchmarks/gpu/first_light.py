@@ -1,6 +1,6 @@
 """Every train script on a GPU, and one of them on models of real shapes.
 
-python -m benchmarks.gpu.first_light --output first_light.json       (about six minutes)
+python -m benchmarks.gpu.first_light --output first_light.json       (about ten minutes)
 
 Results are added to the file after every run; a run that fails is recorded and the others go on.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -28,8 +29,8 @@ import tyro
 from rich.console import Console
 
 from benchmarks.gpu.processes import CardMemory, Script, difference, run, train_script
+from common.repository import REPOSITORY
 from common.rewards.transcript import Transcript
-from common.run.directory import REPOSITORY
 from common.run.files import replace_text
 from common.tasks.task import Task
 
@@ -64,7 +65,7 @@ class FirstLightConfig:
     """File of the results."""
     stages: tuple[str, ...] = STAGES
     """Parts to run, in this order."""
-    seconds: float = 420.0
+    seconds: float = 900.0
     """No run begins after so many seconds, and one that goes on is stopped 30 seconds later."""
     workers: int = 8
     """Runs of `experiments` side by side; all others have the card to themselves."""
@@ -116,9 +117,16 @@ class Results:
         with self._lock:
             self._record["runs"][name] = result
             self._record["seconds"] = round(self.elapsed, 1)
-            replace_text(self.config.output, json.dumps(self._record, indent=1) + "\n")
+            text = as_lines(self._record).replace(str(self.root), "ROOT")
+            replace_text(self.config.output, text.replace(str(REPOSITORY), "REPOSITORY"))
             self._console.out(f"{self.elapsed:6.1f} s  {name}: {summary(result)}", highlight=False)
         return result
+
+
+def as_lines(record: dict[str, Any]) -> str:
+    """JSON with the values of a metric on one line."""
+    text = json.dumps(record, indent=1)
+    return re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -194,7 +202,6 @@ def experiments(results: Results) -> None:
             PYTHON,
             (*device, "--dynamic-sampling", "2", "--overlong", "penalty", "--top-p", "0.9", *SMALL),
         ),
-        "LoRA": ("experiment_base", PYTHON, (*device, *lora, *SMALL)),
         "LoRA, 4 bits": ("experiment_base", PYTHON, (*device, *lora, "--load-in-4bit", *SMALL)),
         "dry run": ("experiment_base", PYTHON, (*device, "--dry-run", *SMALL)),
         "exact, straight": ("experiment_base", PYTHON, (*device, *bfloat16, *EXACT)),
@@ -216,6 +223,8 @@ def experiments(results: Results) -> None:
                 pool.submit(train, results, name, experiment, flags, python=python)
                 for name, (experiment, python, flags) in plain.items()
             ),
+            pool.submit(merged, results, (*device, *lora, *SMALL)),
+            pool.submit(command, results, "chat", "common.views.chat", "--question", "2+3-4"),
         ]
         for future in futures:
             future.result()
@@ -230,13 +239,6 @@ def experiments(results: Results) -> None:
     accelerated = rows_of(results, "experiment_accelerate", "exact, accelerate")
     straight = rows_of(results, "experiment_base", "exact, straight")
     results.add("exact, accelerate = exact, straight", lambda: difference(straight, accelerated))
-    adapters = results.root / "experiment_base" / run_name("LoRA")
-    for name, arguments in {
-        "chat": ("-m", "common.run.chat", "--question", "2+3-4"),
-        "merge LoRA": ("-m", "common.models.merge_lora", str(adapters)),
-    }.items():
-        script = Script([sys.executable, *arguments], REPOSITORY, 60)
-        results.add(name, lambda script=script: run(script))
 
 
 def run_name(name: str) -> str:
@@ -275,6 +277,18 @@ def resumed(results: Results, name: str, flags: Sequence[str]) -> None:
     """Kill a run after its third step, and resume it from the checkpoint of the second."""
     train(results, f"{name}, killed", "experiment_base", flags, stop_after=3, run_of=name)
     train(results, name, "experiment_base", (*flags, "--resume"))
+
+
+def merged(results: Results, flags: Sequence[str]) -> None:
+    """Train adapters and write them and their base as one model."""
+    train(results, "LoRA", "experiment_base", flags)
+    adapters = results.root / "experiment_base" / run_name("LoRA")
+    command(results, "merge LoRA", "common.models.merge_lora", str(adapters))
+
+
+def command(results: Results, name: str, module: str, *arguments: str) -> None:
+    script = Script([sys.executable, "-m", module, *arguments], REPOSITORY, results.seconds_left)
+    results.add(name, lambda: run(script))
 
 
 def learning(results: Results) -> None:

@@ -97,7 +97,7 @@ class Parts:
     ) -> dict[str, float]:
         """Of the log-probs of sampler and learner."""
         experiences = [
-            Experience.from_trajectory(number, as_trajectory(request, completion), 0.0)
+            Experience.from_trajectory(number, as_trajectory(request, completion))
             for number, (request, completion) in enumerate(zip(requests, done, strict=True))
         ]
         scored = score_tokens(learner, experiences, MICRO_BATCH)
@@ -226,7 +226,9 @@ def optimizers(parts: Parts) -> None:
     """AdamW's step, and the memory that it takes for a moment."""
     trained = [parameter for parameter in parts.model.parameters() if parameter.requires_grad]
     for kind in ("foreach", "fused"):
-        optimizer = torch.optim.AdamW(trained, lr=1e-6, **{kind: True})
+        optimizer = torch.optim.AdamW(
+            trained, lr=1e-6, foreach=kind == "foreach", fused=kind == "fused"
+        )
         first = parts.milliseconds(optimizer.step)
         held = torch.cuda.memory_allocated() / 1e9 if parts.device.type == "cuda" else 0.0
         forget_peak(parts)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS
-from common.run.directory import REPOSITORY
+from common.repository import REPOSITORY
 from common.run.files import new_rows
 
 # Seconds between looks at a process, and at the memory of the card.
