@@ -59,7 +59,7 @@ compare: $(INSTALLED)  ## Compare runs in a table and a page: RUNS="runs/*/*"
 	@$(BIN)/python -m common.views.compare $(RUNS) $(ARGS)
 
 chat: $(INSTALLED)  ## Ask a model: RUN=<run directory or model name>, Q="12+5-3" for one question
-	@$(BIN)/python -m common.views.chat $(if $(RUN),--model $(RUN)) $(if $(Q),--question "$(Q)")
+	@$(BIN)/python -m common.views.ask $(if $(RUN),--model $(RUN)) $(if $(Q),--question "$(Q)")
 
 samples: $(INSTALLED)  ## Read what a run sampled: RUN=<run directory> ARGS="--step 25 --max-reward 0"
 	@$(BIN)/python -m common.views.samples $(RUN) $(ARGS)

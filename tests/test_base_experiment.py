@@ -119,7 +119,7 @@ def test_the_run_directory_holds_what_the_readme_says(learned):
 
 
 def test_a_trained_model_answers_by_hand(learned):
-    chat = [sys.executable, "-m", "common.views.chat", "--model", str(learned[0])]
+    chat = [sys.executable, "-m", "common.views.ask", "--model", str(learned[0])]
     answer = subprocess.run(
         [*chat, "--question", "7+5-3", "--temperature", "0"],
         cwd=REPOSITORY,

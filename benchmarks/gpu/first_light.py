@@ -224,7 +224,7 @@ def experiments(results: Results) -> None:
                 for name, (experiment, python, flags) in plain.items()
             ),
             pool.submit(merged, results, (*device, *lora, *SMALL)),
-            pool.submit(command, results, "chat", "common.views.chat", "--question", "2+3-4"),
+            pool.submit(command, results, "chat", "common.views.ask", "--question", "2+3-4"),
         ]
         for future in futures:
             future.result()

@@ -119,7 +119,10 @@ class Parts:
 
 
 def attention(parts: Parts) -> None:
-    """Sampling over lengths that are met for the first time, and over the same again."""
+    """Sampling over lengths that are met for the first time, and over the same again.
+
+    cuDNN stays off for the parts that follow.
+    """
     for number, cudnn in enumerate((True, False)):
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
         requests = parts.requests(PROMPT_TOKENS + number)

@@ -15,7 +15,7 @@ import torch
 from common.algo.variants import defaults_of
 from common.errors import UserError
 from common.flags.markers import FREE, OWN_CODE, ROUNDING
-from common.flags.objective import find_row
+from common.flags.objective_flag import find_row
 from common.flags.spelling import as_given
 from common.models.load import ModelOptions
 from common.tasks.math_tasks import DATA_FILE

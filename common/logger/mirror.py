@@ -1,8 +1,9 @@
 """Shows a run in TensorBoard, W&B and figures: a process of its own that follows `metrics.jsonl`.
 
-`MirrorSink` starts it, and `common.training.mirror` puts it together. What is slow, stuck or broken
-here costs the training nothing, and what was written to the file before the training was killed
-still arrives. It says what it has to say on stdout, a JSON list of a kind and a text per line.
+`MirrorSink` starts it; `common.training.mirror_process` puts it together. What is slow, stuck or
+broken here costs the training nothing, and what was written to the file before the training was
+killed still arrives. It says what it has to say on stdout, a JSON list of a kind and a text per
+line.
 """
 
 from __future__ import annotations

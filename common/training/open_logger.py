@@ -22,7 +22,7 @@ from common.run.files import read_rows
 
 # The module that shows a run elsewhere, and the functions that make the sinks in which it does so.
 # By name, as that is another process: wandb is not even imported here.
-MIRROR = "common.training.mirror"
+MIRROR = "common.training.mirror_process"
 TENSORBOARD = "common.logger.tensorboard_sink:open_tensorboard"
 WANDB = "common.logger.wandb_sink:open_wandb"
 

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from common.algo.objective import Objective
-from common.flags.objective import load_objective
+from common.flags.objective_flag import load_objective
 from common.flags.train_config import TrainConfig
 from common.logger.logger import Logger
 from common.logger.metrics import RunStatistics, batch_metrics, evaluation_metrics

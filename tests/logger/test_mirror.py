@@ -126,7 +126,7 @@ def run(tmp_path):
 
 def mirror_of(process):
     (mirror,) = psutil.Process(process.pid).children()
-    assert "common.training.mirror" in mirror.cmdline()
+    assert "common.training.mirror_process" in mirror.cmdline()
     return mirror
 
 

@@ -430,7 +430,7 @@ def mirror_of(pid: int) -> int:
     (mirror,) = (
         child.pid
         for child in psutil.Process(pid).children()
-        if "common.training.mirror" in child.cmdline()
+        if "common.training.mirror_process" in child.cmdline()
     )
     return mirror
 

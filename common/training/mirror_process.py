@@ -1,6 +1,6 @@
 """Shows a run in TensorBoard, W&B and figures: the process that `MirrorSink` starts.
 
-    python -m common.training.mirror
+    python -m common.training.mirror_process
 
 The logger follows the run and the views draw it; they are put together here, above both.
 """
