@@ -8,7 +8,12 @@ from common.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA if there is a GPU, else the CPU. Raises `UserError` for an absent device."""
+    """`auto` is CUDA if there is a GPU, else the CPU. Raises `UserError` for an absent device.
+
+    cuDNN's attention is turned off: it is compiled anew, and kept, for every length of a sequence,
+    of which sampling has one per token. torch has other kernels for all that it can do.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

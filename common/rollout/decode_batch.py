@@ -26,6 +26,8 @@ class RoomyLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
+        # Under autocast the rotation leaves keys in float32, which attention rounds again anyway.
+        key_states = key_states.to(value_states.dtype)
         if self._buffers is None:
             self.lazy_initialization(key_states, value_states)
             return self._hold([key_states], [value_states], key_states.shape[-2])

@@ -9,9 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
-
-import bm25s
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from common.tools.passages import (
     CountTokens,
@@ -21,6 +19,9 @@ from common.tools.passages import (
     split_documents,
 )
 from common.tools.toolbox import ToolFunction, instant
+
+if TYPE_CHECKING:
+    import bm25s
 
 INDEX_DIRECTORY = ".search_index"
 # More of a query is not looked at.
@@ -50,7 +51,7 @@ class BM25Retriever:
 
     @classmethod
     def build(cls, passages: Sequence[Passage]) -> BM25Retriever:
-        index = bm25s.BM25()
+        index = _bm25s().BM25()
         words = _words([f"{passage.heading} {passage.text}" for passage in passages])
         # A passage without any word is never found, but has its place.
         index.index([found or [""] for found in words], show_progress=False)
@@ -61,7 +62,10 @@ class BM25Retriever:
         if not known:
             return []
         numbers, scores = self._index.retrieve(
-            [known], k=min(count, len(self.passages)), show_progress=False
+            [known],
+            k=min(count, len(self.passages)),
+            show_progress=False,
+            backend_selection="numpy",
         )
         return [
             self.passages[int(number)]
@@ -90,9 +94,18 @@ class BM25Retriever:
             if content["fingerprint"] != fingerprint:
                 return None
             passages = [Passage(**passage) for passage in content["passages"]]
-            return cls(passages, bm25s.BM25.load(directory, allow_pickle=False))
+            return cls(passages, _bm25s().BM25.load(directory, allow_pickle=False))
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def _bm25s() -> Any:
+    """The library, imported so that it leaves the GPU alone: it starts JAX where that is installed,
+    and JAX takes three quarters of a GPU's memory."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import bm25s
+
+    return bm25s
 
 
 def open_retriever(
@@ -124,7 +137,7 @@ def _fingerprint(documents: Sequence[Document], settings: str) -> str:
 
 
 def _words(texts: list[str]) -> list[list[str]]:
-    words = bm25s.tokenize(
+    words = _bm25s().tokenize(
         texts, token_pattern=_WORD, stopwords="en", return_ids=False, show_progress=False
     )
     return cast(list[list[str]], words)
