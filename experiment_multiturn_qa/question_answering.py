@@ -69,13 +69,13 @@ def load_retriever(config: SearchConfig) -> Retriever:
 
     Raises `UserError` for a task whose document is not among those that are searched.
     """
-    retriever = _open_retriever(config)
+    retriever = retriever_of(config)
     train_tasks, held_out = load_task_split(config)
     check_gold_documents(train_tasks + held_out, retriever)
     return retriever
 
 
-def _open_retriever(config: SearchConfig) -> Retriever:
+def retriever_of(config: SearchConfig) -> Retriever:
     tokenizer = load_tokenizer(config.model_name)
 
     def count_tokens(texts: Sequence[str]) -> list[int]:

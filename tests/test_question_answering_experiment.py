@@ -34,7 +34,7 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def parts(script) -> ModuleType:
-    return sys.modules[script.Config.__module__]
+    return sys.modules[script.load_retriever.__module__]
 
 
 def train(root: Path, *flags: str, name: str) -> str:
@@ -249,7 +249,7 @@ def test_mistakes(script, folders, arguments, expected):
 def test_passages_are_sized_in_tokens_of_the_policy(script, parts, tmp_path):
     (tmp_path / "a.md").write_text("The capital of Peru is Lima. " * 40)
     tokenizer = load_tokenizer("tiny")
-    config = script.Config(documents_path=tmp_path, passage_tokens=50)
-    passages = parts.load_retriever(config, tokenizer).passages
+    config = script.Config(model_name="tiny", documents_path=tmp_path, passage_tokens=50)
+    passages = parts.retriever_of(config).passages
     sizes = [len(tokenizer(p.text, add_special_tokens=False).input_ids) for p in passages]
     assert 40 < max(sizes) <= 50
