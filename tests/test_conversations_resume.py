@@ -7,26 +7,20 @@ import time
 
 import pytest
 
-from tests.helpers import REPOSITORY, SMALL_TALK, numbers_of, read_rows, run_training
+from tests.helpers import REPOSITORY, SMALL_TALK, numbers_of, read_rows, train_here
 
 pytestmark = pytest.mark.slow
 
 FLAGS = (*SMALL_TALK, "--max-steps", "3", "--figures-interval", "2", "--no-tensorboard")
+EXPERIMENT = "experiment_multiturn_tool_calling"
 
 
-@pytest.mark.parametrize(
-    "experiment", ["experiment_multiturn_tool_calling", "experiment_multiturn_qa"]
-)
-def test_a_killed_and_resumed_run_is_the_run_that_nothing_stopped(tmp_path, experiment):
-    def train(*flags: str) -> None:
-        result = run_training(*flags, experiment=experiment, log_dir=tmp_path)
-        assert result.returncode == 0, result.stderr
-
-    straight, killed = (tmp_path / experiment / name for name in ("straight", "killed"))
-    train(*FLAGS, "--run-name", "straight")
+def test_a_killed_and_resumed_run_is_the_run_that_nothing_stopped(tmp_path):
+    straight, killed = (tmp_path / EXPERIMENT / name for name in ("straight", "killed"))
+    train_here(*FLAGS, "--run-name", "straight", experiment=EXPERIMENT, log_dir=tmp_path)
     process = subprocess.Popen(
         [sys.executable, "train.py", *FLAGS, "--run-name", "killed", "--log-dir", str(tmp_path)],
-        cwd=REPOSITORY / experiment,
+        cwd=REPOSITORY / EXPERIMENT,
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
@@ -36,7 +30,7 @@ def test_a_killed_and_resumed_run_is_the_run_that_nothing_stopped(tmp_path, expe
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    train("--resume", "--run-name", "killed")
+    train_here("--resume", "--run-name", "killed", experiment=EXPERIMENT, log_dir=tmp_path)
     rows = numbers_of(read_rows(straight / "metrics.jsonl"))
     assert numbers_of(read_rows(killed / "metrics.jsonl")) == rows
     assert any(row.get("turns/max", 0) > 1 for row in rows)

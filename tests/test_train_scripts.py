@@ -6,6 +6,7 @@ import ast
 import contextlib
 import difflib
 import io
+import runpy
 import sys
 from collections import defaultdict
 from types import FrameType
@@ -130,3 +131,25 @@ def test_learning_is_followed_through_ten_files(executed):
     files = {file for file in files if not file.startswith("/logger/")}
     assert {"/training/learner.py", "/models/log_probs.py", "/algo/advantages.py"} <= files
     assert len(files) <= 10, files
+
+
+OLDER_NAMES = sorted(REPOSITORY.glob("experiment_*/train_*.py"))
+
+
+@pytest.mark.parametrize("script", OLDER_NAMES, ids=lambda path: path.stem)
+def test_a_script_under_its_older_name_is_the_train_script(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script.name, "--dry-run", "--lr", "0"])
+    monkeypatch.syspath_prepend(str(script.parent))
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --lr 0.0: must be above 0\n"
+
+
+def test_the_older_names_are_all_there():
+    assert [script.name for script in OLDER_NAMES] == [
+        "train_accelerate.py",
+        "train_accelerate_ddp.py",
+        "train_multiturn_qa.py",
+        "train_multiturn_calc_tool_calling.py",
+    ]

@@ -19,7 +19,7 @@ from common.logger import mirror_sink
 from common.logger.media import Bars, Histogram, Table
 from common.run.checkpoint import MANIFEST, STATE
 from common.run.directory import choose_run
-from common.training.open_logger import open_logger
+from common.training import open_logger
 
 STARTED = "started at"
 HALF_WAY = "half way"
@@ -40,6 +40,8 @@ class Config(TrainConfig):
     """Wait half way for a line on stdin."""
     finish_seconds: float = mirror_sink.FINISH_SECONDS
     """How long to wait for the mirror at the end."""
+    impatient: bool = False
+    """Wait a second for W&B where a run waits ten."""
     saves: bool = False
     """Save checkpoints of a few bytes, and evaluate each: the second is the best."""
 
@@ -47,11 +49,15 @@ class Config(TrainConfig):
 def main(log_dir: str, flags: list[str]) -> None:
     config = parse_config(Config, ["--log-dir", log_dir, "--run-name", "run", *flags])
     mirror_sink.FINISH_SECONDS = config.finish_seconds
+    if config.impatient:
+        open_logger.WANDB = "tests.logger.impatient:open_wandb"
     console = Console()
     tell(f"{STARTED} {time.time()}")
     run = choose_run(config, console.out)
     run.directory.path.mkdir(parents=True, exist_ok=True)
-    with open_logger(config, run, {"lr": config.lr, "seed": config.seed}, console) as logger:
+    with open_logger.open_logger(
+        config, run, {"lr": config.lr, "seed": config.seed}, console
+    ) as logger:
         step = 0
         while step < config.max_steps or config.endless:
             step += 1
