@@ -68,6 +68,19 @@ class Section:
         edited = re.findall(r"^\+\+\+ b/(.+)$", "".join(self.diffs), re.M)
         return {*self.new_files, *edited}
 
+    def put_into_a_copy(self, root: Path) -> set[str]:
+        """Copy the repository, apply, and lint; which files that makes or changes."""
+        for name in COPIED:
+            copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+            copy(REPOSITORY / name, root / name)
+        files = self.apply(root)
+        code = [file for file in files if file.endswith(".py")]
+        for wanted in (["check"], ["format", "--check"]):
+            ruff = [sys.executable, "-m", "ruff", *wanted, "--no-cache", *code]
+            done = subprocess.run(ruff, cwd=root, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout
+        return files
+
     def run(self, root: Path) -> Path:
         """Run the command, in small; the directory of the run."""
         moved, folder, then, python, script, *flags = shlex.split(self.command)
@@ -158,14 +171,5 @@ def test_every_section_is_checked():
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
 def test_what_a_section_shows_takes_few_files_and_works(section, tmp_path):
     most_files, check = CHECKS[section.title]
-    for name in COPIED:
-        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
-        copy(REPOSITORY / name, tmp_path / name)
-    files = section.apply(tmp_path)
-    assert len(files) <= most_files
-    code = [file for file in files if file.endswith(".py")]
-    for wanted in (["check"], ["format", "--check"]):
-        ruff = [sys.executable, "-m", "ruff", *wanted, "--no-cache", *code]
-        done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
+    assert len(section.put_into_a_copy(tmp_path)) <= most_files
     check(section.run(tmp_path))
