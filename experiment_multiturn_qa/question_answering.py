@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from common.errors import UserError
-from common.flags.markers import OWN_CODE
+from common.flags.markers import CONTENT, OWN_CODE
 from common.flags.train_config import by_model
 from common.models.load import load_tokenizer
 from common.own_code import code_of_the_user, import_function
@@ -37,7 +37,7 @@ ANSWER_FROM_DOCUMENTS = (
 class SearchConfig(MultiTurnConfig):
     """Flags of conversations with a search tool."""
 
-    documents_path: Path = DOCUMENTS
+    documents_path: Annotated[Path, CONTENT] = DOCUMENTS
     """Directory of .md and .txt files to search in."""
     retriever: Annotated[str, OWN_CODE] = "bm25"
     """What finds passages: bm25, module:function or file.py:function of your own (from a list of
@@ -46,7 +46,7 @@ class SearchConfig(MultiTurnConfig):
     passages_per_search: int = 2
     """Passages that a search shows."""
     passage_tokens: int = by_model(bundled=160, other=256)
-    """Most tokens of a passage. Default: 160 for a bundled model, else 256."""
+    """Most tokens of a passage."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,12 +17,15 @@ class Marker(Enum):
     """May change on `--resume`: it changes no number that is learned from."""
     ROUNDING = auto()
     """May change on `--resume`, and changes numbers by rounding alone."""
+    CONTENT = auto()
+    """Names a file or directory of what is learned from; its content belongs to the run."""
     OWN_CODE = auto()
     """Names functions of the user's, if it names none that are built in; their source belongs to
     the run."""
 
 
-FREE, ROUNDING, OWN_CODE = Marker.FREE, Marker.ROUNDING, Marker.OWN_CODE
+FREE, ROUNDING = Marker.FREE, Marker.ROUNDING
+CONTENT, OWN_CODE = Marker.CONTENT, Marker.OWN_CODE
 
 
 def marked(config_class: type, marker: Marker) -> frozenset[str]:

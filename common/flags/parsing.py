@@ -104,7 +104,11 @@ def _flag_groups(config_class: type[TrainConfig], defaults: Mapping[str, Any]) -
         is_open = isinstance(field.default, OpenDefault)
         annotated = Annotated[
             hint | None if is_open else hint,
-            tyro.conf.arg(help=help_texts[field.name], aliases=ALIASES.get(field.name)),
+            tyro.conf.arg(
+                help=help_texts[field.name],
+                help_behavior_hint=f"(default: {field.default})" if is_open else None,
+                aliases=ALIASES.get(field.name),
+            ),
         ]
         own = None if is_open else field.default
         default = dataclasses.field(default=defaults.get(field.name, own))

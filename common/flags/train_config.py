@@ -29,7 +29,7 @@ ASKS_FOR_TAGS = (
 class OpenDefault:
     """The default of a flag that is not known before model and objective are.
 
-    `resolve_defaults` puts the value in its place.
+    `resolve_defaults` puts the value in its place. As text it is what `--help` says of it.
     """
 
 
@@ -40,12 +40,22 @@ class ByModel(OpenDefault):
     bundled: Any
     other: Any
 
+    def __str__(self) -> str:
+        return f"{_shown(self.bundled)} for a bundled model, else {_shown(self.other)}"
+
 
 @dataclass(frozen=True)
 class ByObjective(OpenDefault):
     """What the objective's own row says, or else this."""
 
     otherwise: Any
+
+    def __str__(self) -> str:
+        return f"the objective's own, else {_shown(self.otherwise)}"
+
+
+def _shown(value: object) -> str:
+    return "none" if value in (None, "") else str(value)
 
 
 def by_model(*, bundled: Any, other: Any) -> Any:
@@ -78,8 +88,8 @@ class ModelFlags:
     load_in_4bit: bool = False
     """Hold the frozen weights under LoRA in 4 bits (needs the extra [quant] and CUDA)."""
     system_prompt: str = by_model(bundled="", other=ASKS_FOR_TAGS)
-    """System message of every conversation. Default: none for tiny, one that asks for the tags
-    for any other model; give "" for none."""
+    """System message of every conversation; give "" for none. {tag} in the default stands for
+    --reasoning-tag."""
     reasoning_tag: str = "think"
     """Tag in which the reasoning belongs; the answer belongs in <answer>."""
 
@@ -88,13 +98,13 @@ class ModelFlags:
 class TaskFlags:
     data_path: Path | None = None
     """JSONL file with question and answer per line (GSM8K's form included). Default: the
-    bundled data/math_tasks.jsonl."""
+    experiment's own tasks in data/."""
     max_prompts: int | None = None
     """Use only this many of the training tasks."""
     max_terms: int | None = None
-    """Drop tasks with more terms. Default: 4 for tiny with the bundled tasks."""
+    """Drop tasks with more terms. Default: what a bundled model can do of its own tasks."""
     max_digits: int | None = None
-    """Drop tasks with longer numbers. Default: 1 for tiny with the bundled tasks."""
+    """Drop tasks with longer numbers. Default: what a bundled model can do of its own tasks."""
     reward_weights: str = "answer_check=1,format_exact=0.1"
     """Weights of the rewards as name=w,...; a function that is not named is only logged."""
     reward: Annotated[tuple[str, ...], OWN_CODE] = ()
@@ -117,17 +127,15 @@ class RolloutFlags:
     top_p: float = 1.0
     """Nucleus sampling. Below 1 the sampled distribution is not the one that is learned."""
     max_completion_tokens: int = by_model(bundled=64, other=512)
-    """Most sampled tokens per conversation, as far as --max-length allows. Default: 64
-    for tiny, else 512."""
+    """Most sampled tokens per conversation, as far as --max-length allows."""
     max_length: int = by_model(bundled=160, other=1024)
-    """Most tokens in a sequence, prompt included; a completion that meets it ends there.
-    Default: 160 for tiny, else 1024."""
+    """Most tokens in a sequence, prompt included; a completion that meets it ends there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerFlags:
     max_steps: Annotated[int, FREE] = by_model(bundled=25, other=100)
-    """Rollout batches to run. Default: 25 for tiny, else 100."""
+    """Rollout batches to run."""
     train_batch_size: int = 128
     """Sequences per optimizer step, over all ranks: what the loss is averaged over."""
     micro_batch_size: Annotated[int, ROUNDING] = 64
@@ -135,7 +143,7 @@ class OptimizerFlags:
     epochs_per_step: int = 1
     """Passes over the replay buffer per rollout batch."""
     lr: float = by_model(bundled=4e-4, other=1e-6)
-    """AdamW's learning rate. Default: 4e-4 for tiny, else 1e-6."""
+    """AdamW's learning rate."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up: constant, or a decay to zero."""
     warmup_fraction: float = 0.1
@@ -161,10 +169,9 @@ class ObjectiveFlags:
     monitor_kl: bool = False
     """Load the reference and log the KL even if its weight is 0."""
     clip_eps: float = by_objective(0.2)
-    """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]. Default: the
-    objective's own, 0.2 for most."""
+    """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]."""
     clip_eps_high: float | None = by_objective(None)
-    """Upper clip range. Default: the objective's own, for most the same as clip_eps."""
+    """Upper clip range; without one it is the same as clip_eps."""
     overlong: Literal["keep", "mask", "penalty"] = "keep"
     """Completions that were cut at their limit: keep them, mask them out of the loss, or take a
     penalty from their reward (DAPO's soft overlong punishment)."""

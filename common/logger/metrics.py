@@ -421,7 +421,8 @@ def batch_metrics(
     if steps:
         learned = sum(step.tokens for step in steps)
         metrics["perf/train_tokens_per_s"] = learned / seconds["train"]
-        metrics["perf/padding_fraction"] = 1 - learned / sum(step.positions for step in steps)
+        if positions := sum(step.positions for step in steps):
+            metrics["perf/padding_fraction"] = 1 - learned / positions
     return metrics
 
 

@@ -52,7 +52,7 @@ class Timer:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            remedy = REMEDIES[self._phase]
+            remedy = REMEDIES.get(self._phase, REMEDIES["train"])
             raise UserError(f"out of memory in {self._phase}: lower {remedy}") from None
 
     def lap(self) -> dict[str, float]:

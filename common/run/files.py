@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,6 +47,12 @@ def sha256(path: Path) -> str:
     """The digest of what is in a file, of any size."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_all(root: Path, files: Iterable[Path]) -> str:
+    """The digest of several files and of their names below `root`."""
+    lines = (f"{file.relative_to(root).as_posix()} {sha256(file)}" for file in sorted(files))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from common.flags.markers import FREE, ROUNDING, marked
 from common.flags.spelling import as_given
 from common.flags.train_config import TrainConfig
 from common.run.checkpoint import Checkpoint
-from common.run.record import as_json, data_digest, own_code
+from common.run.record import as_json, content, data_digest, own_code
 
 _REMEDY = "or start a new run without --resume"
 
@@ -39,6 +39,9 @@ def refuse_other_content(config: TrainConfig, saved: Mapping[str, Any]) -> None:
     path = config.data_path or config.data_file
     if "data_digest" in saved and data_digest(config) != saved["data_digest"]:
         raise UserError(_changed(f"--data-path {path}"))
+    for name, digest in content(config):
+        if digest != saved.get("content", {}).get(name, digest):
+            raise UserError(_changed(name))
     if "own_code" in saved:
         for name, digest in own_code(config):
             if digest != saved["own_code"].get(name, digest):

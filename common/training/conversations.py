@@ -32,13 +32,12 @@ class MultiTurnConfig(TrainConfig):
     max_invalid_calls: int = 3
     """A conversation ends with this many calls that could not be run."""
     max_tool_tokens: int = by_model(bundled=48, other=512)
-    """Most tokens of one reply of a tool; longer ones are cut. Default: 48 for a bundled
-    model, else 512."""
+    """Most tokens of one reply of a tool; longer ones are cut."""
     tool_timeout: float = 10.0
     """Seconds after which a tool is given up, and its conversation with it."""
     tool_format: Literal["tags", "hermes"] = by_model(bundled="tags", other="hermes")
     """How calls are written: tags, <tool:name>text</tool>, or hermes, the JSON in <tool_call> tags
-    that Qwen and others were trained on. Default: tags for a bundled model, else hermes."""
+    that Qwen and others were trained on."""
     tool: Annotated[tuple[str, ...], OWN_CODE] = ()
     """Tools of your own as module:function or file.py:function."""
     environment: Annotated[str | None, OWN_CODE] = None

@@ -33,6 +33,7 @@ def make_accelerator(config: ConfigType) -> tuple[Accelerator, ConfigType]:
     device that Accelerate would not use.
     """
     _refuse_silent_launches()
+    _refuse_lonely_ranks()
     device = resolve_device(config.device)
     if device.type == "cuda" and device.index is not None:
         raise UserError(
@@ -78,6 +79,15 @@ def _refuse_silent_launches() -> None:
         raise UserError(
             "accelerate launch was asked for several processes but started one; use: "
             "accelerate launch --multi_gpu --num_processes 2 train.py (add --device cpu for CPUs)"
+        )
+
+
+def _refuse_lonely_ranks() -> None:
+    """A process that is told of others, but not where to meet them, would fail obscurely."""
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"WORLD_SIZE is {count}, but nothing says where the processes meet; use: "
+            f"accelerate launch --multi_gpu --num_processes {count} train.py"
         )
 
 

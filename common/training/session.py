@@ -110,6 +110,7 @@ def open_session(
         converse,
     )
     record, recorder = create_run(run, config, policy, ranks.count, functions), None
+    state.mark(run.step)
     if config.figures_interval:
         layer, head = config.figures_layer, config.figures_head
         recorder = Recorder(run.directory.snapshots_file, policy.model, tokenizer, layer, head)

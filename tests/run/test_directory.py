@@ -8,15 +8,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pytest
 import torch
 
 from common.errors import UserError
+from common.flags.markers import CONTENT
 from common.flags.train_config import TrainConfig, resolve_defaults
 from common.run import directory as directory_module
+from common.run import record as record_module
 from common.run.directory import choose_run, create_run, find_run
+from common.run.files import sha256_of_all
 from tests.helpers import random_model
 
 
@@ -24,6 +27,9 @@ from tests.helpers import random_model
 class Config(TrainConfig):
     experiment: ClassVar[str] = "test"
     default_wandb_project: ClassVar[str] = "test"
+
+    library: Annotated[Path | None, CONTENT] = None
+    """Directory of what is read."""
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +277,11 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "tasks.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
     rubric = "criteria: [{name: a, function: 'criteria.py:mine'}]\n"
     (tmp_path / "rubric.yaml").write_text(rubric)
+    for name in ("a.md", ".index/a.md"):
+        (tmp_path / "library" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "library" / name).write_text("text")
     return {
+        "library": tmp_path / "library",
         "data_path": tmp_path / "tasks.jsonl",
         "reward": ("by_module:mine", f"{tmp_path}/by_file.py:mine"),
         "rubric_file": tmp_path / "rubric.yaml",
@@ -299,6 +309,32 @@ def test_what_is_built_in_is_not_own_code(configure, model):
     record = create_run(choose_run(config, silent), config, model)
     assert (record["objective"], record["own_code"]) == ("grpo", {})
     assert record["data_digest"] == digest_of(config.data_file)
+    assert record["content"] == {}
+
+
+def test_a_digest_of_several_files_is_of_names_and_content(tmp_path):
+    def digest(files):
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        found = sha256_of_all(tmp_path, [tmp_path / name for name in files])
+        return found
+
+    first = digest({"a": "1", "b": "2"})
+    assert first == digest({"b": "2", "a": "1"})
+    assert len({first, digest({"a": "2", "b": "1"}), digest({"a": "1", "c": "2"})}) == 3
+
+
+def test_code_that_is_not_committed_has_another_digest(configure, model, monkeypatch, tmp_path):
+    """So that two runs with a hand on the code between them are no seeds of one configuration."""
+    monkeypatch.setattr(record_module, "REPOSITORY", tmp_path)
+    (tmp_path / "common").mkdir()
+    (tmp_path / "test").mkdir()
+    digests = []
+    for number, file in enumerate(("common/a.py", "test/train.py", "test/README.md")):
+        (tmp_path / file).write_text(str(number))
+        config = configure(run_name=str(number))
+        digests.append(create_run(choose_run(config, silent), config, model)["source_digest"])
+    assert digests[0] != digests[1] == digests[2]
 
 
 @pytest.mark.parametrize(
@@ -309,6 +345,7 @@ def test_what_is_built_in_is_not_own_code(configure, model):
         ("by_file.py", "--reward {tmp_path}/by_file.py:mine"),
         ("objectives.py", "--objective {tmp_path}/objectives.py:mine"),
         ("rubric.yaml", "--rubric-file {tmp_path}/rubric.yaml"),
+        ("library/a.md", "--library {tmp_path}/library"),
         ("criteria.py", "--rubric-file {tmp_path}/criteria.py:mine"),
     ],
 )
@@ -317,6 +354,7 @@ def test_what_has_changed_under_its_name_is_refused(
 ):
     begun(run_name="one", **own)
     config = configure(run_name="one", resume=True, **own)
+    (tmp_path / "library/.index/a.md").write_text("hidden, and of no meaning")
     choose_run(config, lambda text: None)
     (tmp_path / changed).write_text("# other\n" + (tmp_path / changed).read_text())
     with pytest.raises(UserError) as caught:
