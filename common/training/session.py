@@ -79,8 +79,6 @@ def open_session(
     config, ranks, device = _place(config, accelerator)
     console = Console(quiet=ranks.index > 0)
     objective = load_objective(config)
-    functions = objective.describe()
-    console.out(f"{config.objective}: {', '.join(functions.values())}", highlight=False)
     run = _choose_run_together(config, console, ranks)
     train_tasks, held_out = load_task_split(config)
     tokenizer = load_tokenizer(config.model_name)
@@ -109,6 +107,8 @@ def open_session(
         ranks,
         converse,
     )
+    functions = objective.describe()
+    console.out(f"{config.objective}: {', '.join(functions.values())}", highlight=False)
     record, recorder = create_run(run, config, policy, ranks.count, functions), None
     state.mark(run.step)
     if config.figures_interval:

@@ -316,8 +316,7 @@ def test_a_digest_of_several_files_is_of_names_and_content(tmp_path):
     def digest(files):
         for name, text in files.items():
             (tmp_path / name).write_text(text)
-        found = sha256_of_all(tmp_path, [tmp_path / name for name in files])
-        return found
+        return sha256_of_all(tmp_path, [tmp_path / name for name in files])
 
     first = digest({"a": "1", "b": "2"})
     assert first == digest({"b": "2", "a": "1"})
