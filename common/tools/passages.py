@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ def read_documents(directory: Path) -> list[Document]:
     if not directory.is_dir():
         raise UserError(f"{flag}: no such directory; give one with .md or .txt files")
     try:
-        files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
+        # Unlike `rglob`, `walk` passes over what goes while it looks: another process's index.
+        paths = (Path(at, name) for at, _, names in os.walk(directory) for name in names)
+        files = sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
         contents = [path.read_bytes() for path in files]
     except OSError as error:
         raise UserError(f"{flag}: cannot be read ({error.strerror}: {error.filename})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -74,7 +75,10 @@ class BM25Retriever:
         ]
 
     def save(self, directory: Path, fingerprint: str) -> None:
-        """Write the index beside its final name, and move it there whole."""
+        """Write the index beside its final name, and move it there whole.
+
+        Of several processes that do so at once, any may win.
+        """
         temporary = directory.with_name(f"{directory.name}.{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
         self._index.save(temporary, show_progress=False)
@@ -84,7 +88,12 @@ class BM25Retriever:
         }
         (temporary / "passages.json").write_text(json.dumps(content), encoding="utf-8")
         shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
+        try:
+            temporary.rename(directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(temporary)
 
     @classmethod
     def load(cls, directory: Path, fingerprint: str) -> BM25Retriever | None:

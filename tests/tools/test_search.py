@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import statistics
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -159,6 +162,32 @@ class TestIndex:
         assert {file.suffix for file in files} == {".json", ".npy"}
         for file in files:
             assert b"pickle" not in file.read_bytes()
+
+    def test_of_two_processes_that_save_at_once_either_wins(self, corpus, monkeypatch):
+        rename = Path.rename
+
+        def second(written, final):
+            shutil.copytree(written, final)
+            return rename(written, final)
+
+        monkeypatch.setattr(Path, "rename", second)
+        self.open(corpus)
+        assert [path.name for path in corpus.iterdir() if path.is_dir()] == [INDEX_DIRECTORY]
+        monkeypatch.setattr(BM25Retriever, "build", None)
+        assert self.open(corpus).retrieve("danube", 1)
+
+    def test_that_goes_while_the_documents_are_looked_for_is_passed_over(self, corpus, monkeypatch):
+        (corpus / INDEX_DIRECTORY).mkdir()
+        scan = os.scandir
+
+        def scandir(path):
+            if Path(path).name == INDEX_DIRECTORY:
+                Path(path).rmdir()
+            return scan(path)
+
+        monkeypatch.setattr("os.scandir", scandir)
+        assert len(read_documents(corpus)) == 1
+        assert not (corpus / INDEX_DIRECTORY).exists()
 
     def test_in_a_directory_that_cannot_be_written_is_kept_in_memory(self, corpus, monkeypatch):
         monkeypatch.setattr("os.access", lambda path, mode: False)
