@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import compress
 
 import torch
 import torch.distributed as dist
@@ -118,7 +119,9 @@ class AcceleratedRanks(Ranks):
         return gather_object([value])
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+        somewhere = map(any, zip(*self.merge([p.grad is not None for p in trainable]), strict=True))
+        trained = list(compress(trainable, somewhere))
         for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -41,7 +41,10 @@ class Ranks:
         return any(self.merge(wish))
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Make the gradient of each parameter the sum over ranks; one without any counts as 0."""
+        """Make the gradient of each parameter the sum over ranks.
+
+        One that some ranks lack counts as 0 there; one that all lack stays away, as in one process.
+        """
 
     def first(self, work: Callable[[], Result]) -> Result:
         """What `work` returns on the first rank, where alone it is done."""
