@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ _TOP_P_WARNING = (
     "warning: --top-p {}: completions are sampled from a cut distribution, but the log-probs that "
     "are learned from are those of the whole one\n"
 )
+# Seconds in which the launcher ends the other ranks once one has failed.
+SECONDS_TO_BE_ENDED = 10.0
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -31,7 +35,7 @@ def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType
     try:
         config = parse_flags(config_class, sys.argv[1:])
         config = resolve_defaults(config, bundled=is_bundled(config.model_name))
-        if config.top_p < 1:
+        if config.top_p < 1 and os.environ.get("RANK", "0") == "0":
             sys.stderr.write(_TOP_P_WARNING.format(config.top_p))
         if config.dry_run:
             dry_run(main, config)
@@ -68,6 +72,14 @@ def _from_json(value: Any, name: str) -> Any:
 
 
 def _fail(message: str, code: int) -> None:
+    """Say what is wrong, and exit.
+
+    Nearly all that a rank finds, all find: the first says it, and the others wait to be ended by
+    the launcher. What one alone has found, it says when the wait is over.
+    """
     rank = os.environ.get("RANK")
+    if rank not in (None, "0"):
+        with suppress(KeyboardInterrupt):
+            time.sleep(SECONDS_TO_BE_ENDED)
     sys.stderr.write(f"error: {message}\n" if rank is None else f"error: rank {rank}: {message}\n")
     sys.exit(code)
