@@ -1,6 +1,7 @@
-"""One process of a distributed test: `accelerate launch ... worker.py CASE OUTPUT [flags]`.
+"""One process of a distributed test: `accelerate launch ... worker.py then CASE flags then ...`.
 
-Every case asserts that it runs in as many processes as the test started.
+The cases are done one after another. All but `gradients` run the train script of the experiment
+that the test was started in.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import torch
 
 import common.models.log_probs
@@ -106,13 +109,14 @@ def accumulate(
         batch.record(micro, log_ratio, policy_loss, kl_loss, entropy, clipped, kl)
 
 
-def gradients(output: Path) -> None:
+def gradients() -> None:
     """The gradient of every split, dtype and objective, by the session's own sum and by DDP's, and
     weights after five float64 steps."""
+    output = Path(sys.argv[1])
     accelerator, _ = make_accelerator(resolve_defaults(Config(device="cpu"), bundled=True))
     ranks = SharedAs(accelerator)
     assert ranks.count == 2
-    results: dict[str, torch.Tensor] = {}
+    results: dict[str, torch.Tensor | None] = {}
     # Of nothing, so that steps which count the loss leave the weights as they are.
     idle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     for dtype_name, dtype in DTYPES.items():
@@ -142,59 +146,90 @@ def gradients(output: Path) -> None:
         accumulate(VARIANTS["grpo"], model, batch)
         batch.step(learner.optimizer)
     results["weights"] = torch.cat([p.detach().flatten() for p in model.parameters()])
+    scarce, absent = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    if ranks.index == 1:
+        scarce.grad = torch.full((2,), 3.0)
+    ranks.sum_gradients([scarce, absent])
+    results["scarce"], results["absent"] = scarce.grad, absent.grad
     torch.save(results, output / f"rank{ranks.index}.pt")
 
 
-def float64_run() -> None:
-    """A whole run, its models in float64."""
+def use_float64(patch: pytest.MonkeyPatch) -> None:
+    """Load the models of runs in float64."""
     for module, name in (
         (common.training.policy_and_reference, "load_policy"),
         (common.models.log_probs, "load_reference"),
     ):
         load = getattr(module, name)
-        setattr(module, name, lambda *arguments, load=load: load(*arguments).double())
-    run()
+        patch.setattr(module, name, lambda *arguments, load=load: load(*arguments).double())
+
+
+def spoil(
+    patch: pytest.MonkeyPatch, step: int, change: Callable[[ExperienceBatch], ExperienceBatch]
+) -> None:
+    """Change what the second rank learns from in one optimizer step."""
+    honest, steps = OptimizerBatch.micro_batches, count(1)
+
+    def micro_batches(self: OptimizerBatch) -> Iterator[ExperienceBatch]:
+        is_spoiled = next(steps) == step and os.environ["RANK"] == "1"
+        return map(change, honest(self)) if is_spoiled else honest(self)
+
+    patch.setattr(OptimizerBatch, "micro_batches", micro_batches)
+
+
+def float64_run() -> None:
+    """A whole run, its models in float64."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_float64(patch)
+        run()
 
 
 def nan_run() -> None:
     """A whole run in which what the second rank learns from in the third optimizer step is NaN."""
-    honest, calls = OptimizerBatch.micro_batches, 0
 
-    def micro_batches(self: OptimizerBatch) -> Iterator[ExperienceBatch]:
-        nonlocal calls
-        calls += 1
-        is_broken = calls == 3 and os.environ["RANK"] == "1"
-        for micro in honest(self):
-            broken = replace(micro, log_probs_old=micro.log_probs_old * torch.nan)
-            yield broken if is_broken else micro
+    def broken(micro: ExperienceBatch) -> ExperienceBatch:
+        return replace(micro, log_probs_old=micro.log_probs_old * torch.nan)
 
-    OptimizerBatch.micro_batches = micro_batches
-    run()
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, 3, broken)
+        run()
 
 
 def raising_run() -> None:
     """A whole run in which the second rank fails in the fourth optimizer step."""
-    honest, calls = OptimizerBatch.micro_batches, 0
 
-    def micro_batches(self: OptimizerBatch) -> Iterator[ExperienceBatch]:
-        nonlocal calls
-        calls += 1
-        if calls == 4 and os.environ["RANK"] == "1":
-            raise RuntimeError("planted on rank 1")
-        return honest(self)
+    def failing(micro: ExperienceBatch) -> ExperienceBatch:
+        raise RuntimeError("planted on rank 1")
 
-    OptimizerBatch.micro_batches = micro_batches
-    run()
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, 4, failing)
+        run()
+
+
+def refused_run() -> None:
+    """A run that no rank starts."""
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code == 2
 
 
 def run() -> None:
+    """A whole run."""
     train = train_module()
     run_script(train.main, train.Config)
 
 
+CASES = {
+    "gradients": gradients,
+    "float64": float64_run,
+    "nan": nan_run,
+    "raises": raising_run,
+    "refused": refused_run,
+    "run": run,
+}
+
 if __name__ == "__main__":
-    case = sys.argv.pop(1)
-    if case == "gradients":
-        gradients(Path(sys.argv[1]))
-    else:
-        {"float64": float64_run, "nan": nan_run, "raises": raising_run}[case]()
+    for is_between, words in groupby(sys.argv[1:], lambda word: word == "then"):
+        if not is_between:
+            case, *sys.argv[1:] = words
+            CASES[case]()
