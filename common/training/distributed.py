@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -130,7 +129,7 @@ class AcceleratedRanks(Ranks):
             handle.wait()
 
     def first(self, work: Callable[[], Result]) -> Result:
-        """As `Ranks.first`. After a `UserError` there, which says all, the others just exit."""
+        """As `Ranks.first`. A `UserError` there is one on all ranks."""
         result: Result | None = None
         failure: UserError | None = None
         if self.index == 0:
@@ -138,11 +137,9 @@ class AcceleratedRanks(Ranks):
                 result = work()
             except UserError as error:
                 failure = error
-        result, failed = self.merge((result, failure is not None))[0]
+        result, failure = self.merge((result, failure))[0]
         if failure is not None:
             raise failure
-        if failed:
-            sys.exit(2)
         return result  # pyright: ignore[reportReturnType]
 
 

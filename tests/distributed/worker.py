@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import common.models.log_probs
+import common.training.command_line
 import common.training.policy_and_reference
 from common.algo.kl import kl_divergence_k3
 from common.algo.objective import Extras, Objective
@@ -207,9 +208,11 @@ def raising_run() -> None:
 
 
 def refused_run() -> None:
-    """A run that no rank starts."""
-    with pytest.raises(SystemExit) as stop:
-        run()
+    """A run that no rank starts; each says why, as none is ended for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common.training.command_line, "SECONDS_TO_BE_ENDED", 0.0)
+        with pytest.raises(SystemExit) as stop:
+            run()
     assert stop.value.code == 2
 
 
