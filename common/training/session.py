@@ -131,10 +131,12 @@ def open_session(
             logger=logger,
             timer=timer,
             interruption=interruption,
+            steps_done=run.step,
         )
         session.note(objective.extras.notes)
         with suppress(Interrupted), timer.explain_lack_of_memory():
             yield session
+            session.end_step()
         session.close()
 
 
@@ -157,13 +159,14 @@ class Session:
     logger: Logger
     timer: Timer
     interruption: Interruption
-    steps_done: int = 0
+    steps_done: int
     finished: bool = False
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps that are to be done, from 1, or from where the run stopped.
 
-        Between them the run evaluates, saves, and ends where it is asked to.
+        Between them the run evaluates, saves, and ends where it is asked to. A script may break
+        off: what it has learned by then counts as a step.
         """
         config = self.config
         for done in range(self.run.step, config.max_steps + 1):
@@ -236,6 +239,12 @@ class Session:
         """Log what is said once, when a run starts."""
         if not self.run.resumed:
             self.logger.log_media(0, texts)
+
+    def end_step(self) -> None:
+        """Count as done the step of which a script has broken off its loop over `steps`."""
+        if self.state.has_moved:
+            self.steps_done += 1
+            self.state.mark(self.steps_done)
 
     def close(self) -> None:
         """Save, and say what was achieved; a run that has steps left exits by its reason to."""

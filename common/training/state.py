@@ -29,7 +29,7 @@ class TrainingState:
     tokenizer: transformers.PreTrainedTokenizerBase
     statistics: RunStatistics
     ranks: Ranks
-    _marked: tuple[int, dict[str, int], dict[str, Any]] = field(init=False)
+    _marked: tuple[int, int, dict[str, int], dict[str, Any]] = field(init=False)
     _saved_step: int | None = None
 
     def restore(self) -> None:
@@ -49,18 +49,26 @@ class TrainingState:
         Until its rollouts are there, a step changes nothing but the files of rows and, through a
         user's reward function, the global random numbers.
         """
-        self._marked = (step, self.run.directory.lengths(), random_state())
+        lengths, random = self.run.directory.lengths(), random_state()
+        self._marked = (step, self.learner.global_step, lengths, random)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the weights are no longer those of the step marked last."""
+        _, global_step, _, _ = self._marked
+        return self.learner.global_step != global_step
 
     def save(self) -> None:
-        """Write the checkpoint of the step marked last, unless there is one.
+        """Write the checkpoint of the step marked last, unless there is one or it is past.
 
         All ranks call this; they go on when the first has written it.
         """
-        step, lengths, random = self._marked
-        if self._saved_step == step:
+        step, _, lengths, random = self._marked
+        if self._saved_step == step or self.has_moved:
             return
         randoms = self.ranks.merge(random)
-        if self.run.writes:
+
+        def write() -> None:
             self.run.directory.sync()
             state = {
                 "optimizer": self.learner.optimizer.state_dict(),
@@ -72,8 +80,9 @@ class TrainingState:
             }
             model = self.learner.policy.model
             self.run.checkpoints.save(step, model, self.tokenizer, state)
+
+        self.ranks.first(write)
         self._saved_step = step
-        self.ranks.merge(step)
 
     def stop_if_diverged(self, step: int) -> None:
         """Save and raise `UserError` after too many optimizer steps without a finite gradient."""
