@@ -101,16 +101,16 @@ class AcceleratedRanks(Ranks):
     def split(
         self, items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]]
     ) -> list[Result]:
-        """As `Ranks.split`. Raises `Interrupted` on all ranks if the work of any does."""
-        done: Sequence[Result] | None
+        """As `Ranks.split`. Raises `Interrupted` or a `UserError` on all ranks if any does."""
+        done: Sequence[Result] | Interrupted | UserError
         try:
             done = work(self.share(items))
-        except Interrupted:
-            done = None
+        except (Interrupted, UserError) as ending:
+            done = ending
         results: list[Result] = [None] * len(items)  # pyright: ignore[reportAssignmentType]
         for rank, part in enumerate(self.merge(done)):
-            if part is None:
-                raise Interrupted
+            if isinstance(part, Interrupted | UserError):
+                raise part
             results[rank :: self.count] = part
         return results
 

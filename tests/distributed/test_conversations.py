@@ -66,6 +66,16 @@ class Calculator:
         rank = os.environ.get("RANK", "alone")
         with Path(__file__).with_name(f"{rank}.txt").open("a") as file:
             file.write(f"{self.question}\\n")
+
+
+class HalfBroken(Calculator):
+    def reset(self, **row: object) -> None:
+        if os.environ["RANK"] == "1":
+            raise ValueError("only on rank 1")
+        super().reset(**row)
+
+    def close(self) -> None:
+        pass
 '''
 
 
@@ -75,12 +85,12 @@ class Experiment:
 
     path: Path
 
-    def flags(self, name: str, steps: int, tool: str) -> tuple[str, ...]:
-        """`tool` is --environment or --tool."""
-        own = f"{self.path / 'own.py'}:{'Calculator' if tool == '--environment' else 'calc'}"
+    def flags(self, name: str, steps: int, flag: str, tool: str) -> tuple[str, ...]:
+        """Of a run in which the policy calls a tool of `TOOLS`."""
         return (
             *(*SMALL_TALK, "--no-tensorboard", "--device", "cpu", "--micro-batch-size", "3"),
-            *("--run-name", name, "--max-steps", str(steps), tool, own),
+            *("--run-name", name, "--max-steps", str(steps)),
+            *(flag, f"{self.path / 'own.py'}:{tool}"),
         )
 
     def run_alone(self, *flags: str) -> None:
@@ -111,9 +121,10 @@ def printed(experiment) -> str:
     """Two processes hold conversations undisturbed, and at last are given no data."""
     where = ("--log-dir", str(experiment.path))
     command = one_after_another(
-        ("float64", *experiment.flags("two", 2, "--environment"), *where),
-        ("run", *experiment.flags("straight", 4, "--tool"), *where),
-        ("nan", *experiment.flags("nan", 3, "--tool"), *where),
+        ("float64", *experiment.flags("two", 2, "--environment", "Calculator"), *where),
+        ("run", *experiment.flags("straight", 4, "--tool", "calc"), *where),
+        ("nan", *experiment.flags("nan", 3, "--tool", "calc"), *where),
+        ("refused", *experiment.flags("half", 2, "--environment", "HalfBroken"), *where),
         ("run", "--data-path", "missing.jsonl"),
     )
     code, printed = finish(experiment.launch(*command), timeout=400)
@@ -126,7 +137,7 @@ def in_float64(experiment, printed) -> tuple[Path, Path]:
     """The same run by one process and by two."""
     with pytest.MonkeyPatch.context() as patch:
         use_float64(patch)
-        experiment.run_alone(*experiment.flags("one", 2, "--environment"))
+        experiment.run_alone(*experiment.flags("one", 2, "--environment", "Calculator"))
     return experiment.directory("one"), experiment.directory("two")
 
 
@@ -149,7 +160,7 @@ def test_an_environment_lives_on_the_rank_of_its_conversation(experiment, in_flo
 
 
 def test_in_float32_the_first_gradient_of_two_processes_is_that_of_one(experiment, printed):
-    experiment.run_alone(*experiment.flags("first", 1, "--tool"))
+    experiment.run_alone(*experiment.flags("first", 1, "--tool", "calc"))
     first, straight = (
         next(
             row
@@ -168,13 +179,19 @@ def test_what_is_not_finite_on_one_rank_is_skipped_by_all_and_counted_once(exper
 
 
 def test_a_mistake_that_all_ranks_find_is_one_line(printed):
-    assert printed.count("error: rank ") == 1
-    assert printed.count("error: rank 0: ") == 1
-    assert "missing.jsonl" in printed
+    said = [line for line in printed.splitlines() if "missing.jsonl" in line]
+    assert len(said) == 1
+    assert said[0].startswith("error: rank 0: --data-path ")
+
+
+def test_a_mistake_that_one_rank_finds_is_one_of_all_ranks(printed):
+    said = [line for line in printed.splitlines() if "only on rank 1" in line]
+    assert len(said) == 2, printed
+    assert all(f"error: rank {rank}: --environment " in "".join(said) for rank in (0, 1))
 
 
 def test_a_killed_rank_ends_the_job_and_the_resumed_run_is_exact(experiment, printed):
-    flags = experiment.flags("killed", 4, "--tool")
+    flags = experiment.flags("killed", 4, "--tool", "calc")
     process = experiment.launch("train.py", *flags)
     kill_a_rank(process, 1, experiment.directory("killed"))
     code, said = finish(experiment.launch("train.py", *flags, "--resume"))
