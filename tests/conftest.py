@@ -6,6 +6,7 @@ Tests run side by side, so each process, and each that it starts, has one thread
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import jaxtyping
 
@@ -18,6 +19,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
 from common.models.load import load_tokenizer  # noqa: E402
 from tests.helpers import random_model  # noqa: E402
+
+# The files that take longest, begun first: the last one of them would keep a single core busy.
+LONGEST = (
+    "distributed/test_ddp.py",
+    "test_resume.py",
+    "logger/test_wandb.py",
+    "test_accelerate_experiment.py",
+    "test_tool_calling_experiment.py",
+    "test_question_answering_experiment.py",
+    "test_base_experiment.py",
+    "test_user_mistakes.py",
+    "sweep/test_sweep.py",
+    "logger/test_mirror.py",
+    "views/figures/test_figures_of_a_run.py",
+    "test_every_experiment.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from tests.helpers import (
     load_script,
     read_rows,
     run_training,
+    train_here,
 )
 from tests.small_models import save_model, train_tokenizer
 
@@ -56,8 +57,9 @@ def test_the_model_is_small_enough():
 def learned(tmp_path_factory) -> Path:
     """A shortened default run."""
     root = tmp_path_factory.mktemp("question_answering")
-    flags = ("--max-steps", "6", "--eval-interval", "0", "--eval-samples", "120", "--no-wandb")
-    train(root, *flags, "--log-completions-interval", "6", name="learned")
+    flags = ("--max-steps", "5", "--eval-interval", "0", "--eval-samples", "80", "--no-wandb")
+    flags += ("--rollouts-per-step", "8", "--train-batch-size", "32", "--no-tensorboard")
+    train(root, *flags, "--log-completions-interval", "5", name="learned")
     return root / EXPERIMENT / "learned"
 
 
@@ -75,28 +77,20 @@ class TestLearning:
         rows = read_rows(learned / "metrics.jsonl")
         assert not [name for row in rows for name in row if name.startswith("health/")]
 
-    def test_the_sampler_and_the_learner_agree_on_every_token(self, learned):
-        assert max(column(learned, "rollouts/logprob_mismatch_max")) < 1e-3
-
     def test_known_and_new_words_are_evaluated_apart(self, learned):
         rows = read_rows(learned / "metrics.jsonl")
         for row in (row for row in rows if "eval/accuracy" in row):
             assert 0 <= row["eval/accuracy_new_wording"] <= 1
             assert row["eval/accuracy_new_wording"] != row["eval/accuracy"]
 
-    def test_the_vocabulary_of_metrics_is_there(self, learned):
-        names = {name for row in read_rows(learned / "metrics.jsonl") for name in row}
-        expected = {"tools/search/calls", "tools/search/latency_p50_ms", "stop/answered"}
-        for reward in ("search_format", "search_hit", "answer_format", "answer_correct"):
-            expected |= {f"rewards/{reward}_mean", f"final/{reward}_std"}
-        assert names >= {*expected, "rewards/answer_f1_mean"}
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("control", ["random", "none"])
 def test_without_search_nothing_can_be_learned_but_a_guess(tmp_path, control):
-    flags = ("--max-steps", "2", "--eval-interval", "0", "--eval-samples", "60", "--no-wandb")
-    train(tmp_path, *flags, "--retriever", control, name="control")
+    flags = ("--max-steps", "1", "--eval-interval", "0", "--eval-samples", "60", "--no-wandb")
+    flags += ("--rollouts-per-step", "8", "--train-batch-size", "64")
+    flags += ("--retriever", control, "--run-name", "control", "--no-tensorboard")
+    train_here(*flags, experiment=EXPERIMENT, log_dir=tmp_path)
     directory = tmp_path / EXPERIMENT / "control"
     assert max(column(directory, "eval/accuracy")) < 0.15
     if control == "random":

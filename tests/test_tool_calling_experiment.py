@@ -47,9 +47,9 @@ def test_the_model_is_small_enough():
 def learned(tmp_path_factory) -> tuple[Path, str]:
     """A shortened default run, and what it printed."""
     root = tmp_path_factory.mktemp("tool_calling")
-    flags = ("--max-steps", "8", "--rollouts-per-step", "16", "--train-batch-size", "64")
-    flags += ("--eval-interval", "0", "--eval-samples", "128", "--no-wandb")
-    output = train(root, *flags, "--log-completions-interval", "8", name="learned")
+    flags = ("--max-steps", "6", "--rollouts-per-step", "16", "--train-batch-size", "64")
+    flags += ("--eval-interval", "0", "--eval-samples", "128", "--no-wandb", "--no-tensorboard")
+    output = train(root, *flags, "--log-completions-interval", "6", name="learned")
     return root / EXPERIMENT / "learned", output
 
 
@@ -74,20 +74,8 @@ class TestLearning:
     def test_the_sampler_and_the_learner_agree_on_every_token(self, learned):
         assert max(column(learned[0], "rollouts/logprob_mismatch_max")) < 1e-3
 
-    def test_the_vocabulary_of_metrics_is_there(self, learned):
+    def test_the_shares_and_returns_of_a_batch_add_up(self, learned):
         directory, _ = learned
-        names = {name for row in read_rows(directory / "metrics.jsonl") for name in row}
-        expected = {
-            *(f"tools/calc/{key}" for key in ("calls", "ok_rate", "latency_p50_ms")),
-            *(f"stop/{key}" for key in ("answered", "no_tool_call", "max_turns", "max_length")),
-            *(f"stop/{key}" for key in ("invalid_calls", "tool_timeout", "error")),
-            *(f"parse/{key}" for key in ("ok", "unclosed", "unknown_tool", "bad_arguments")),
-            *(f"batch_returns/{key}" for key in ("mean", "std", "max", "min", "per_task")),
-            *("turns/mean", "turns/max", "time/tool_s", "eval/tool_use_rate", "rollouts/errors"),
-        }
-        for reward in ("tool_call_format", "tool_execution", "answer_format", "answer_correct"):
-            expected |= {f"rewards/{reward}_mean", f"final/{reward}_std"}
-        assert names >= expected
         for row in read_rows(directory / "metrics.jsonl"):
             if "stop/answered" in row:
                 shares = [value for name, value in row.items() if name.startswith("stop/")]

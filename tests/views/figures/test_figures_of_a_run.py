@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from common.views.figures.maker import FIGURES
-from tests.helpers import complain, load_script, numbers_of, read_rows, run_training
+from tests.helpers import complain, load_script, numbers_of, read_rows, run_training, train_here
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_figures_change_no_number(run: Path):
     plain = (*FLAGS, "--run-name", "without", "--no-wandb", "--no-tensorboard")
-    result = run_training(*plain, log_dir=run.parents[1])
-    assert result.returncode == 0, result.stderr
+    train_here(*plain, log_dir=run.parents[1])
     without = run.parent / "without"
     rows = [read_rows(directory / "metrics.jsonl") for directory in (run, without)]
     assert numbers_of(rows[0]) == numbers_of(rows[1])
