@@ -61,7 +61,7 @@ class Collector:
         )
 
     def train(self, tasks: Sequence[Task], step: int) -> list[Group]:
-        """The groups of a step.
+        """The groups of a step, of which the first is 1.
 
         With `--dynamic-sampling K` up to K draws of tasks are rolled out, until there are
         `--rollouts-per-step` groups whose rewards differ (DAPO, arXiv 2503.14476). Fewer are
@@ -75,7 +75,7 @@ class Collector:
         with_signal: list[Group] = []
         broken: list[Group] = []
         groups: list[Group] = []
-        for draw in range(step * draws, (step + 1) * draws):
+        for draw in range((step - 1) * draws, step * draws):
             drawn = tasks_of_step(tasks, draw, self._config)
             rolled_out = self._rollout(drawn, draw, self._config.group_size)
             groups = [group if len(group.rollouts) > 1 else _dropped(group) for group in rolled_out]
@@ -86,7 +86,7 @@ class Collector:
             if len(with_signal) >= self._config.rollouts_per_step:
                 break
         if draws == 1 or not with_signal:
-            _check_scored(groups, f"step {step + 1}")
+            _check_scored(groups, f"step {step}")
             return groups
         return with_signal[: self._config.rollouts_per_step] + broken
 

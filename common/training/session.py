@@ -187,7 +187,7 @@ class Session:
     def rollouts(self, step: int) -> list[Group]:
         """A group of scored completions for each task of a step, those of all ranks."""
         with self.timer("rollout"):
-            return self.collector.train(self.train_tasks, step - 1)
+            return self.collector.train(self.train_tasks, step)
 
     def score(self, groups: Sequence[Group]) -> list[Experience]:
         """What there is to learn from, with the log-probs of the policy and of its reference."""

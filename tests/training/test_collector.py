@@ -55,7 +55,7 @@ def collect(tokenizer, converse=single_turn, **flags):
 
 def test_one_draw_keeps_every_group(tokenizer):
     collector, _ = collect(tokenizer)
-    steps = [collector.train(TASKS, step) for step in range(4)]
+    steps = [collector.train(TASKS, step) for step in range(1, 5)]
     assert [len(groups) for groups in steps] == [3] * 4
     seen = sorted(group.task.task_id for groups in steps for group in groups)
     assert seen == list(range(12))
@@ -63,7 +63,7 @@ def test_one_draw_keeps_every_group(tokenizer):
 
 def test_dynamic_sampling_draws_until_enough_groups_have_a_signal(tokenizer):
     collector, generator = collect(tokenizer, dynamic_sampling=4)
-    groups = collector.train(TASKS, 0)
+    groups = collector.train(TASKS, 1)
     assert len(groups) == 3
     assert all(group.has_signal and group.task.task_id % 2 == 0 for group in groups)
     drawn = len(generator.requests) // 4
@@ -75,21 +75,21 @@ def test_dynamic_sampling_draws_until_enough_groups_have_a_signal(tokenizer):
 def test_dynamic_sampling_gives_up_after_its_draws(tokenizer):
     odd = [task for task in TASKS if task.task_id % 2]
     collector, generator = collect(tokenizer, dynamic_sampling=2)
-    groups = collector.train(odd, 0)
+    groups = collector.train(odd, 1)
     assert len(generator.requests) == 2 * 3 * 4
     assert len(groups) == 3
     assert not any(group.has_signal for group in groups)
     few = [*odd[:5], TASKS[0]]
     collector, _ = collect(tokenizer, dynamic_sampling=2)
-    assert [group.task.task_id for group in collector.train(few, 0)] == [0]
+    assert [group.task.task_id for group in collector.train(few, 1)] == [0]
 
 
 def test_a_step_does_not_depend_on_how_many_draws_the_step_before_took(tokenizer):
     collector, generator = collect(tokenizer, dynamic_sampling=2)
-    alone = [group.task.task_id for group in collector.train(TASKS, 1)]
+    alone = [group.task.task_id for group in collector.train(TASKS, 2)]
     generator.requests.clear()
-    collector.train(TASKS, 0)
-    assert [group.task.task_id for group in collector.train(TASKS, 1)] == alone
+    collector.train(TASKS, 1)
+    assert [group.task.task_id for group in collector.train(TASKS, 2)] == alone
 
 
 def test_the_overlong_penalty_enters_the_reward(tokenizer):
@@ -97,7 +97,7 @@ def test_the_overlong_penalty_enters_the_reward(tokenizer):
     punishing, _ = collect(
         tokenizer, max_completion_tokens=4, overlong="penalty", overlong_buffer=0.5
     )
-    for before, after in zip(plain.train(TASKS, 0), punishing.train(TASKS, 0), strict=True):
+    for before, after in zip(plain.train(TASKS, 1), punishing.train(TASKS, 1), strict=True):
         lengths = [rollout.trajectory.num_sampled for rollout in before.rollouts]
         expected = [-max(0, length - 2) / 2 for length in lengths]
         differences = [a - b for a, b in zip(after.rewards, before.rewards, strict=True)]
@@ -106,7 +106,7 @@ def test_the_overlong_penalty_enters_the_reward(tokenizer):
 
 def test_masked_overlong_completions_have_no_token_to_learn_from(tokenizer):
     collector, _ = collect(tokenizer, max_completion_tokens=2)
-    groups = collector.train(TASKS, 0)
+    groups = collector.train(TASKS, 1)
     kept = experiences_from(groups)
     masked = experiences_from(groups, mask_truncated=True)
     reasons = [r.trajectory.stop_reason for group in groups for r in group.rollouts]
@@ -145,7 +145,7 @@ def breaking(openings, *, generator, chat, sampling, max_completion_tokens):
 @pytest.mark.parametrize("draws", [1, 4])
 def test_what_a_tool_broke_off_is_counted_and_not_learned_from(tokenizer, draws):
     collector, _ = collect(tokenizer, dynamic_sampling=draws, converse=breaking)
-    groups = collector.train(TASKS, 0)
+    groups = collector.train(TASKS, 1)
     groups, learned = with_advantages(groups, experiences_from(groups), lambda batch: batch.rewards)
     seen = {group.task.task_id for group in groups}
     for group in groups:
