@@ -1,5 +1,7 @@
 """Shapes and types of every public tensor function are checked while the tests run.
 
+So are all other functions of their modules; those of modules without tensors would take as long.
+
 Tests run side by side, so each process, and each that it starts, has one thread.
 """
 
@@ -7,18 +9,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jaxtyping
 
 os.environ["OMP_NUM_THREADS"] = "1"
-jaxtyping.install_import_hook("common", "beartype.beartype")
+REPOSITORY = Path(__file__).parents[1]
+WITH_TENSORS = [
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+    for path in REPOSITORY.glob("common/**/*.py")
+    if "from jaxtyping import" in path.read_text(encoding="utf-8")
+]
+jaxtyping.install_import_hook(WITH_TENSORS, "beartype.beartype")
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
-from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
-from common.models.load import load_tokenizer  # noqa: E402
-from tests.helpers import random_model  # noqa: E402
+if TYPE_CHECKING:
+    # Else imported by the fixtures: the process that hands out tests to others needs none of it.
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # The files that take longest, begun first: the last one of them would keep a single core busy.
 LONGEST = (
@@ -44,10 +52,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
+    from common.models.load import load_tokenizer
+
     return load_tokenizer("tiny")
 
 
 @pytest.fixture
 def model64() -> PreTrainedModel:
     """A small random model in float64, in which rounding cannot hide or make a difference."""
+    import torch
+
+    from tests.helpers import random_model
+
     return random_model(torch.float64)

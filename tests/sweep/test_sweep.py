@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from common.errors import UserError
 from common.sweep.__main__ import SweepConfig, main, wrong_flags
@@ -155,6 +154,9 @@ def test_numbers_without_a_point(tmp_path):
 
 @pytest.mark.parametrize("macro", ["args", "args_no_equals", "args_no_boolean_flags"])
 def test_a_command_is_filled_in_as_by_the_agent_of_wandb(tmp_path, monkeypatch, macro):
+    # Here, as it takes two seconds.
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
     monkeypatch.setenv("STEPS", "3")
     command = ["${env}", "accelerate", "launch", "${program}", "--max-steps=${envvar:STEPS}"]
     sweep = read(tmp_path, {**GRID, "command": [*command, "--seed", 7, f"${{{macro}}}"]})
