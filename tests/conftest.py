@@ -7,10 +7,12 @@ Tests run side by side, so each process, and each that it starts, has one thread
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import docstring_parser
 import jaxtyping
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -21,6 +23,8 @@ WITH_TENSORS = [
     if "from jaxtyping import" in path.read_text(encoding="utf-8")
 ]
 jaxtyping.install_import_hook(WITH_TENSORS, "beartype.beartype")
+# Else each of hundreds of runs in this process reads the help of its flags from their source anew.
+docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
 import pytest  # noqa: E402
 

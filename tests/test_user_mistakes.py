@@ -34,7 +34,10 @@ def script() -> ModuleType:
 
 def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:
     log_dir = tmp_path / "runs"
-    code, complaint = complain(script, [*SMALL, "--log-dir", str(log_dir), *arguments])
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(ROW.replace("1+1", f"1+{number}") for number in range(90)))
+    flags = [*SMALL, "--log-dir", str(log_dir), "--data-path", str(few)]
+    code, complaint = complain(script, [*flags, *arguments])
     assert code == 2, complaint
     assert complaint.startswith("error: ")
     assert complaint.count("\n") == 1, complaint

@@ -24,6 +24,13 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return directory_of
 
 
-@pytest.fixture(params=sorted(ARCHITECTURES))
+# One architecture is enough to see at once that something is broken.
+ONE_FAST = [
+    pytest.param(name, marks=() if name == "qwen2" else pytest.mark.slow)
+    for name in sorted(ARCHITECTURES)
+]
+
+
+@pytest.fixture(params=ONE_FAST)
 def model_directory(request: pytest.FixtureRequest, saved_model: Callable[[str], Path]) -> Path:
     return saved_model(request.param)

@@ -41,6 +41,7 @@ def logits_of(directory: Path) -> torch.Tensor:
     return transformers.AutoModelForCausalLM.from_pretrained(directory).eval()(IDS).logits
 
 
+@pytest.mark.slow
 def test_the_whole_model_is_base_and_adapters(run, model_directory):
     merged = merge(find_adapters(run))
     assert merged == run / "checkpoints" / "merged_step_000010"

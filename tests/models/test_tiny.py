@@ -86,6 +86,7 @@ def test_the_chat_template_has_all_four_roles(tokenizer):
     assert rendered == turns + "<|im_start|>assistant\n"
 
 
+@pytest.mark.slow
 def test_the_tokenizer_in_the_repository_is_what_the_corpus_makes(tokenizer):
     assert build_tokenizer(corpus()).get_vocab() == tokenizer.get_vocab()
 
@@ -209,6 +210,7 @@ def test_a_turn_that_ends_in_a_call_is_taught_without_an_end_of_its_own(tokenize
     assert tokenizer.decode(written) == f"{call}{answer}<|im_end|>"
 
 
+@pytest.mark.slow
 def test_the_calculators_student_is_taught_as_many_kinds_of_conversation_as_it_says():
     student, rng = CalculatorStudent(), random.Random(0)
     conversations = [student.conversation(rng) for _ in range(3000)]
@@ -233,6 +235,7 @@ def sentences_of(conversation) -> list[str]:
     return questions + [text for passages in shown for text in re.split(r"(?<=[.]) ", passages)]
 
 
+@pytest.mark.slow
 def test_the_search_student_never_sees_the_words_that_are_kept_for_evaluation():
     kept = [
         re.compile(re.escape(words).replace(r"\{e\}", ".+").replace(r"\{v\}", ".+"))
@@ -251,6 +254,7 @@ def test_the_search_student_never_sees_the_words_that_are_kept_for_evaluation():
     assert any(re.fullmatch(known, text) for text in seen)
 
 
+@pytest.mark.slow
 def test_the_search_student_never_hears_of_a_thing_that_is_real():
     real = {known[0].entity for known in facts()}
     rng = random.Random(0)
@@ -261,6 +265,7 @@ def test_the_search_student_never_hears_of_a_thing_that_is_real():
     assert real.isdisjoint(headings)
 
 
+@pytest.mark.slow
 def test_the_search_student_is_taught_as_many_kinds_of_conversation_as_it_says():
     rng = random.Random(0)
     taught = [UNRELIABLE.conversation(rng) for _ in range(3000)]

@@ -152,6 +152,7 @@ def test_numbers_without_a_point(tmp_path):
     assert read(tmp_path, text).combinations() == [{"lr": 0.0000005}, {"lr": 0.000001}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("macro", ["args", "args_no_equals", "args_no_boolean_flags"])
 def test_a_command_is_filled_in_as_by_the_agent_of_wandb(tmp_path, monkeypatch, macro):
     # Here, as it takes two seconds.
@@ -426,6 +427,7 @@ def test_more_trials_go_on_where_the_sweep_was(experiment):
     assert len(tried) == len(set(tried)) == 6
 
 
+@pytest.mark.slow
 def test_the_cap_of_the_file_is_heeded_and_what_is_not_is_said(experiment, capsys):
     metric = {"name": "eval/accuracy", "goal": "minimize", "target": 0.1}
     stopping = {"type": "hyperband", "min_iter": 3}
@@ -481,6 +483,7 @@ def test_a_metric_that_is_not_logged_ends_the_sweep(experiment):
     assert len(experiment.calls) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_of_something_else_needs_another_name(experiment):
     experiment.sweep(GRID, trials=1)
     other = {**GRID, "parameters": {**GRID["parameters"], "lr": {"values": [0.1, 0.2]}}}

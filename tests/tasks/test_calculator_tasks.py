@@ -1,10 +1,13 @@
 """The calculator's tasks: right, of the promised size, and as their file has them."""
 
+import pytest
+
 from common.tasks.calculator_tasks import DATA_FILE, Calculation, generate_calculator_tasks
 from common.tasks.task import load_tasks, split_tasks
 from common.tools.calculator import calculate
 
 
+@pytest.mark.slow
 def test_the_data_file_is_what_the_generator_makes():
     made, read = generate_calculator_tasks(seed=0), load_tasks(DATA_FILE)
     assert [(t.question, t.answer, t.columns) for t in read] == [

@@ -1,6 +1,7 @@
 import random
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +37,7 @@ def test_random_expressions_are_as_asked_and_their_answers_right(seed, terms, di
     assert is_held_out(expression.question) == held_out
 
 
+@pytest.mark.slow
 def test_the_data_file_is_what_the_generator_makes():
     assert load_tasks(DATA_FILE) == generate_math_tasks(seed=0)
 

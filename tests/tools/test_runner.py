@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from common.tools.calls import Call, CallRecord
 from common.tools.runner import ToolRunner
 from common.tools.toolbox import instant, make_tool, make_toolbox
@@ -202,6 +204,7 @@ def test_half_a_surrogate_pair_is_made_text_that_can_be_encoded():
     assert runner.finished()[0][1].reply == "A?"
 
 
+@pytest.mark.slow
 def test_a_tool_that_never_returns_does_not_keep_the_process_from_exiting():
     script = """
 import asyncio, time
