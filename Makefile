@@ -34,7 +34,7 @@ train: $(INSTALLED)  ## Train experiment_base on the bundled model (EXPERIMENT=.
 test: $(INSTALLED) lint  ## Lint, type check and run every test
 	@$(BIN)/pytest $(SIDE_BY_SIDE) $(ARGS)
 
-test-fast: $(INSTALLED)  ## Run the tests that need no training
+test-fast: $(INSTALLED)  ## Run the quick tests: a minute in all
 	@$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 
 lint: $(INSTALLED)  ## Check format, lint and types

@@ -34,18 +34,20 @@ if TYPE_CHECKING:
 
 # The files that take longest, begun first: the last one of them would keep a single core busy.
 LONGEST = (
-    "distributed/test_ddp.py",
     "test_resume.py",
+    "distributed/test_ddp.py",
     "logger/test_wandb.py",
+    "distributed/test_conversations.py",
     "test_accelerate_experiment.py",
-    "test_tool_calling_experiment.py",
     "test_question_answering_experiment.py",
     "test_base_experiment.py",
-    "test_user_mistakes.py",
+    "test_tool_calling_experiment.py",
     "sweep/test_sweep.py",
-    "logger/test_mirror.py",
-    "views/figures/test_figures_of_a_run.py",
+    "test_extending.py",
+    "test_user_mistakes.py",
     "test_every_experiment.py",
+    "logger/test_mirror.py",
+    "logger/test_wandb_sweep.py",
 )
 
 

@@ -191,10 +191,10 @@ def test_the_recipe_learns(tokenizer):
         model,
         tokenizer,
         conversations(ArithmeticStudent(), random.Random(1)),
-        Recipe(steps=40, warmup_steps=5),
+        Recipe(steps=25, warmup_steps=4),
     )
     assert before > 5
-    assert loss() < 0.35 * before
+    assert loss() < 0.5 * before
 
 
 def test_a_turn_that_ends_in_a_call_is_taught_without_an_end_of_its_own(tokenizer):
