@@ -52,7 +52,7 @@ def as_wandb(name: str, media: Media) -> Any:
         counts, edges = np.array(media.counts), np.array(media.edges)
         return wandb.Histogram(np_histogram=(counts, edges))
     if isinstance(media, Table):
-        rows = [list(row) for row in media.rows]
+        rows: list[Any] = [list(row) for row in media.rows]
         return wandb.Table(list(media.columns), rows, allow_mixed_types=True)
     if isinstance(media, Bars):
         # A chart that W&B draws, of the latest table of each run that is looked at, beside one
