@@ -29,6 +29,13 @@ class Task:
     question: str
     answer: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    alternatives: tuple[str, ...] = ()
+    """Other answers that are as right."""
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every right answer."""
+        return (self.answer, *self.alternatives)
 
 
 def is_held_out(question: str) -> bool:
