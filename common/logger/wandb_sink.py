@@ -150,14 +150,19 @@ class WandbSink:
                 shutil.rmtree(self._directory / _FILES, ignore_errors=True)
 
     def _finish(self, exit_code: int) -> None:
-        """Raises `TimeoutError` when wandb does, and when it does not come to it: its process minds
+        """End the run and wandb's own process, which writes the last rows while it ends.
+
+        Raises `TimeoutError` when wandb does, and when it does not come to it: its process minds
         the time only from where it has sent what goes before, and may be waiting for an answer.
         """
         errors: list[Exception] = []
+        finished = threading.Event()
 
         def finish() -> None:
             try:
                 self._run.finish(exit_code=exit_code)
+                wandb.teardown(exit_code)
+                finished.set()
             except (TimeoutError, *_SERVICE_ENDED) as error:
                 errors.append(error)
 
@@ -168,6 +173,8 @@ class WandbSink:
             raise TimeoutError
         for error in errors:
             raise error
+        if not finished.is_set():
+            raise RuntimeError("wandb could not end its run; its traceback stands above")
 
     def _give_up(self) -> None:
         """Go on without W&B: the process through which wandb writes has been killed."""

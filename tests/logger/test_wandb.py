@@ -131,6 +131,8 @@ def offline(tmp_path_factory):
     assert first.returncode == 0, first.stderr
     found = {"output": first.stdout, "rows": read_rows(directory / "metrics.jsonl")}
     found["records"] = records(directory)
+    (log,) = directory.glob("wandb/offline-run-*/logs/debug-core.log")
+    found["log of wandb's process"] = log.read_text()
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"rollouts/batch_step": 3, "rollouts/returns_mean": 99.0}\n')
     # With all checkpoints kept: so quick a run has pruned its first before W&B has started.
@@ -145,6 +147,12 @@ def test_without_a_key_every_row_is_in_a_file_to_sync_later(offline):
     assert rows_of(found["records"]) == found["rows"]
     assert the("exit", found["records"])["exit_code"] == 0
     assert the("run", found["records"])["project"] == "tiny_grpo"
+
+
+def test_wandbs_process_is_waited_for_until_it_has_written_all(offline):
+    _, found = offline
+    assert "server shutdown complete" in found["log of wandb's process"]
+    assert "forced shutdown" not in found["log of wandb's process"]
 
 
 def test_it_says_where_the_run_is_in_lines_that_are_whole(offline):
