@@ -28,6 +28,7 @@ HOMES = {
     "bm25s": ("common/tools/",),
     "accelerate": ("common/training/", "experiment_accelerate/", "experiment_accelerate_ddp/"),
     # The flags of everything; beside them the commands that take an argument without a flag.
+    "pydantic": ("common/flags/saved.py",),
     "tyro": (
         *("common/command.py", "common/flags/", "common/views/compare/__main__.py"),
         *("common/views/samples.py", "common/training/tiny_model.py", "common/sweep/__main__.py"),

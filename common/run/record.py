@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -15,6 +13,7 @@ import torch
 
 from common.errors import UserError
 from common.flags.markers import CONTENT, OWN_CODE, marked
+from common.flags.saved import as_json
 from common.flags.spelling import as_given, flag_name
 from common.flags.train_config import TrainConfig
 from common.own_code import names_own_code, source_digest
@@ -52,11 +51,6 @@ def make_record(
         "versions": {name: version(name) for name in _LIBRARIES}
         | {"python": platform.python_version()},
     }
-
-
-def as_json(config: TrainConfig) -> dict[str, Any]:
-    """The flags as JSON has them: paths as text, tuples as lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def data_digest(config: TrainConfig) -> str:

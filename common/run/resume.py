@@ -9,10 +9,11 @@ import torch
 
 from common.errors import UserError
 from common.flags.markers import FREE, ROUNDING, marked
+from common.flags.saved import as_json
 from common.flags.spelling import as_given
 from common.flags.train_config import TrainConfig
 from common.run.checkpoint import Checkpoint
-from common.run.record import as_json, content, data_digest, own_code
+from common.run.record import content, data_digest, own_code
 
 _REMEDY = "or start a new run without --resume"
 

@@ -8,13 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
 from common.command import read_env_file
 from common.errors import UserError
 from common.flags.parsing import parse_config
+from common.flags.saved import from_json
 from common.flags.train_config import ConfigType, resolve_defaults
 from common.models.load import is_bundled
 from common.run.directory import find_run, read_config
@@ -26,6 +24,8 @@ _TOP_P_WARNING = (
 )
 # Seconds in which the launcher ends the other ranks once one has failed.
 SECONDS_TO_BE_ENDED = 10.0
+# Flags that say which run is meant, and what for: a resumed run takes them from its command line.
+OF_ONE_CALL = ("dry_run", "log_dir", "resume", "run_name")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -56,19 +56,9 @@ def parse_flags(config_class: type[ConfigType], arguments: list[str]) -> ConfigT
     config = parse_config(config_class, arguments)
     if not config.resume:
         return config
-    saved = read_config(find_run(config))
-    values = {
-        field.name: _from_json(saved[field.name], field.name)
-        for field in fields(config_class)
-        if field.name in saved and field.name not in ("resume", "run_name", "log_dir", "dry_run")
-    }
-    return parse_config(config_class, arguments, defaults=values)
-
-
-def _from_json(value: Any, name: str) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if value is not None and name.endswith(("_path", "_file")) else value
+    saved = from_json(config_class, read_config(find_run(config)))
+    kept = {name: value for name, value in saved.items() if name not in OF_ONE_CALL}
+    return parse_config(config_class, arguments, defaults=kept)
 
 
 def _fail(message: str, code: int) -> None:

@@ -10,9 +10,9 @@ import pytest
 from common.errors import UserError
 from common.flags.markers import FREE, OWN_CODE, ROUNDING, marked
 from common.flags.parsing import parse_config
+from common.flags.saved import as_json
 from common.flags.spelling import as_given
 from common.flags.train_config import resolve_defaults
-from common.run.record import as_json
 from common.run.resume import refuse_other_numbers
 from tests.helpers import REPOSITORY, load_script
 

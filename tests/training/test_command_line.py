@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from common.flags.saved import as_json
 from common.flags.train_config import resolve_defaults
-from common.run.record import as_json
 from common.training.command_line import SECONDS_TO_BE_ENDED, parse_flags
 from tests.helpers import complain, load_script
 
