@@ -29,7 +29,7 @@ class ComparedBatch:
     turns: Int[Tensor, "batch time"]
     """The turn of the policy that a token was sampled in, from 0; -1 where it was given."""
     kl: Float[Tensor, "batch time"] | None
-    """The KL estimate of each token (k3, in nats), if there is a reference."""
+    """The KL estimate of each token (k3, in nats, bounded), if there is a reference."""
     mask: Bool[Tensor, "batch time"]
     """True on the tokens that are learned from."""
 

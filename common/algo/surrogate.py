@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from common.algo.aggregation import masked_mean
-from common.algo.kl import bounded
+from common.algo.kl import MAX_LOG_RATIO, bounded
 from common.algo.objective import TokenBatch
 
 
@@ -23,7 +23,7 @@ def token_log_ratio(
     mask: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time"]:
     """Every token has the ratio of its own probabilities. PPO, arXiv 1707.06347."""
-    return bounded(torch.where(mask, log_probs - log_probs_old, 0.0))
+    return bounded(torch.where(mask, log_probs - log_probs_old, 0.0), MAX_LOG_RATIO)
 
 
 def sequence_log_ratio(
@@ -36,7 +36,7 @@ def sequence_log_ratio(
     Goes with `sequence_mean`. GSPO, arXiv 2507.18071, equation 7.
     """
     mean = masked_mean(log_probs - log_probs_old, mask)
-    return torch.where(mask, bounded(mean)[:, None], 0.0)
+    return torch.where(mask, bounded(mean, MAX_LOG_RATIO)[:, None], 0.0)
 
 
 def clipped_surrogate(

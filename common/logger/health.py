@@ -22,6 +22,8 @@ MIN_PROGRESS = 0.01
 MAX_TRUNCATED = 0.5
 MAX_CLIPPED = 0.3
 MAX_GRADIENT_RATIO = 20.0
+# Above this share of it, a gradient is that of the KL penalty.
+MAX_KL_SHARE = 0.5
 MAX_MISMATCH = 0.1
 # Of a share of right answers above this, neither low entropy nor a flat reward is a problem.
 SOLVED = 0.8
@@ -99,6 +101,21 @@ def much_clipped(history: Sequence[BatchRow]) -> str | None:
 
 
 def gradient_spike(history: Sequence[BatchRow]) -> str | None:
+    return None if _kl_share(history) > MAX_KL_SHARE else _spike(history)
+
+
+def kl_spike(history: Sequence[BatchRow]) -> str | None:
+    share, spike = _kl_share(history), _spike(history)
+    if spike and share > MAX_KL_SHARE:
+        return f"{spike}, and {share:.0%} of it is the KL penalty's"
+    return None
+
+
+def _kl_share(history: Sequence[BatchRow]) -> float:
+    return history[-1].get("rollouts/kl_gradient_share", 0.0)
+
+
+def _spike(history: Sequence[BatchRow]) -> str | None:
     *before, last = [row.get("training_epoch/grad_norm_max", math.nan) for row in history]
     usual = [norm for norm in before if math.isfinite(norm)]
     if len(usual) < IN_A_ROW or not math.isfinite(last):
@@ -132,6 +149,7 @@ RULES = (
     Rule("much_truncated", much_truncated, "raise --max-completion-tokens and --max-length"),
     Rule("much_clipped", much_clipped, "lower --lr or --epochs-per-step"),
     Rule("gradient_spike", gradient_spike, "lower --lr or --max-grad-norm"),
+    Rule("kl_spike", kl_spike, "lower --kl-weight or --lr"),
     Rule("mismatch_high", mismatch_high, "use --dtype float32, or --attn eager, or --top-p 1"),
     Rule("step_not_finite", step_not_finite, "lower --lr; samples.jsonl names the tasks"),
 )

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
+from common.algo.kl import MAX_K3, kl_divergence_k3
 from common.logger.media import Table
 from common.replay_buffer import Experience, ExperienceBatch
 from common.rewards.answers import is_tagged
@@ -94,7 +95,12 @@ def _log_prob_metrics(experiences: Sequence[Experience]) -> Metrics:
         metrics["entropy_mean"] = entropy.mean()
     if len(ref):
         kl = np.expm1(ref - old) - (ref - old)
-        metrics |= {"kl_mean": kl.mean(), "kl_std": kl.std(), "kl_max": kl.max()}
+        metrics |= {
+            "kl_mean": kl.mean(),
+            "kl_std": kl.std(),
+            "kl_max": kl.max(),
+            "kl_bounded_fraction": (kl > MAX_K3).mean(),
+        }
     return metrics
 
 
@@ -107,6 +113,24 @@ def _sampled_tokens(experiences: Sequence[Experience], name: str) -> np.ndarray:
             return np.empty(0)
         rows.append(values[experience.sampled])
     return torch.cat(rows).double().numpy() if rows else np.empty(0)
+
+
+def kl_gradient_share(experiences: Sequence[Experience], kl_weight: float) -> Metrics:
+    """How much of the gradient is the KL penalty's, at the first update from a batch.
+
+    Of the squared slopes of the loss along the log-probs of all sampled tokens, which are the
+    advantages on the policy's side. Absent without a penalty.
+    """
+    old = torch.from_numpy(_sampled_tokens(experiences, "log_probs_old"))[None].requires_grad_()
+    ref = torch.from_numpy(_sampled_tokens(experiences, "log_probs_ref"))[None]
+    advantages = _sampled_tokens(experiences, "advantages")
+    if not kl_weight or old.shape != ref.shape or not len(advantages):
+        return {}
+    penalty = kl_weight * kl_divergence_k3(old, ref, torch.ones_like(ref, dtype=torch.bool)).sum()
+    (slopes,) = torch.autograd.grad(penalty, old)
+    of_penalty, of_policy = float(slopes.square().sum()), float((advantages**2).sum())
+    both = of_penalty + of_policy
+    return {"rollouts/kl_gradient_share": of_penalty / both} if both else {}
 
 
 def preference_metrics(experiences: Iterable[Experience]) -> Metrics:
@@ -404,6 +428,7 @@ def batch_metrics(
     experiences: Sequence[Experience],
     steps: Sequence[StepSums],
     seconds: Mapping[str, float],
+    kl_weight: float,
 ) -> Metrics:
     """What is plotted over rollout batches, but for what a run remembers: the batch and its cost.
 
@@ -411,6 +436,7 @@ def batch_metrics(
     """
     metrics = {
         **rollout_metrics(groups, experiences),
+        **kl_gradient_share(experiences, kl_weight),
         **preference_metrics(experiences),
         **system_metrics(len(experiences)),
     }

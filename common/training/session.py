@@ -207,7 +207,8 @@ class Session:
         if self.objective.extras.of_advantages:
             advantages = [advantage for group in groups for advantage in group.advantages]
             self.logger.log_batch(step, self.objective.extras.of_advantages(advantages))
-        metrics = batch_metrics(groups, experiences, self.learner.steps, self.timer.seconds)
+        steps, seconds = self.learner.steps, self.timer.seconds
+        metrics = batch_metrics(groups, experiences, steps, seconds, self.config.kl_weight)
         metrics |= self.statistics.add_batch(groups)
         if isinstance(self.config, MultiTurnConfig):
             metrics |= conversation_metrics(groups)

@@ -55,3 +55,34 @@ def test_outside_the_mask_it_is_zero_without_gradient_whatever_stands_there():
     assert log_probs.grad is not None
     assert log_probs.grad[0, 1:].tolist() == [0, 0]
     assert float(log_probs.grad[0, 0]) == pytest.approx(1 - math.exp(-1))
+
+
+@pytest.mark.parametrize("difference", [2.62, 11.5, 39.0, 100.0, -11.01, -60.0])
+def test_beyond_its_bound_a_token_counts_as_ten_nats_and_has_no_gradient(difference):
+    """exp(2.62) - 2.62 - 1 = 10.1, and exp(-11.01) + 11.01 - 1 = 10.01."""
+    log_probs = torch.tensor([[-12.0, -1.0]], requires_grad=True)
+    reference = torch.tensor([[-12.0 + difference, -1.0 + math.log(2)]])
+    divergence = kl_divergence_k3(log_probs, reference, torch.ones(1, 2).bool())
+    divergence.sum().backward()
+    assert divergence.tolist() == [[10, pytest.approx(1 - math.log(2))]]
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == [[0, pytest.approx(1 - 2)]]
+
+
+@pytest.mark.parametrize(("difference", "slope"), [(2.6, 1 - math.exp(2.6)), (-10.9, 1.0)])
+def test_up_to_its_bound_it_is_as_it_was(difference, slope):
+    log_probs = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    divergence = kl_divergence_k3(log_probs, log_probs.detach() + difference, EVERYWHERE)
+    divergence.sum().backward()
+    assert divergence.item() == pytest.approx(math.exp(difference) - difference - 1)
+    assert log_probs.grad is not None
+    assert float(log_probs.grad) == pytest.approx(slope, rel=1e-4)
+
+
+def test_a_broken_log_prob_is_seen_in_value_and_gradient():
+    log_probs = torch.tensor([[math.nan]], requires_grad=True)
+    divergence = kl_divergence_k3(log_probs, torch.zeros(1, 1), EVERYWHERE)
+    divergence.sum().backward()
+    assert divergence.isnan().all()
+    assert log_probs.grad is not None
+    assert log_probs.grad.isnan().all()

@@ -68,6 +68,20 @@ def test_a_gradient_is_a_spike_next_to_the_median_of_those_before():
     assert not holds("gradient_spike", *usual[:2], {"training_epoch/grad_norm_max": 100.0})
 
 
+def test_a_spike_that_the_kl_penalty_makes_is_named_so_instead():
+    usual = [{"training_epoch/grad_norm_max": norm} for norm in (0.4, 0.5, 0.6)]
+    spike = {"training_epoch/grad_norm_max": 62.0}
+    assert holds("kl_spike", *usual, {**spike, "rollouts/kl_gradient_share": 0.51})
+    assert not holds("gradient_spike", *usual, {**spike, "rollouts/kl_gradient_share": 0.51})
+    assert not holds("kl_spike", *usual, {**spike, "rollouts/kl_gradient_share": 0.5})
+    assert holds("gradient_spike", *usual, {**spike, "rollouts/kl_gradient_share": 0.5})
+    assert not holds("kl_spike", *[{**usual[0], "rollouts/kl_gradient_share": 0.9}] * 4)
+    rows = [*usual, {**spike, "rollouts/kl_gradient_share": 0.987}]
+    assert BY_NAME["kl_spike"].reason(rows) == (
+        "the gradient norm is 62, 124 times what it was, and 99% of it is the KL penalty's"
+    )
+
+
 def test_steps_that_are_not_finite_are_those_since_the_batch_before():
     counts = [{"training/invalid_loss_count": float(count)} for count in (1, 1, 3)]
     assert holds("step_not_finite", counts[0])

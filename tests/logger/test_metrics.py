@@ -12,6 +12,7 @@ from common.logger.metrics import (
     StepSums,
     epoch_metrics,
     evaluation_metrics,
+    kl_gradient_share,
     preference_metrics,
     rollout_metrics,
 )
@@ -109,6 +110,33 @@ def test_log_prob_metrics_are_means_over_sampled_tokens():
     assert metrics["rollouts/kl_mean"] == pytest.approx(kl / 4, rel=1e-5)
     assert metrics["rollouts/kl_max"] == pytest.approx(kl, rel=1e-5)
     assert metrics["rollouts/kl_std"] == pytest.approx(kl * math.sqrt(3) / 4, rel=1e-5)
+    assert metrics["rollouts/kl_bounded_fraction"] == 0
+
+
+def test_the_kl_is_told_as_it_is_beside_the_share_of_tokens_whose_penalty_is_bounded():
+    """The token of a run with default flags that took over its optimizer step."""
+    experiences = [make_experience(1.0, [-12.0, -2.0], [-0.461, -2.0])]
+    metrics = rollout_metrics(GROUPS, experiences)
+    kl = math.exp(11.539) - 11.539 - 1
+    assert metrics["rollouts/kl_max"] == pytest.approx(kl, rel=1e-5)
+    assert metrics["rollouts/kl_mean"] == pytest.approx(kl / 2, rel=1e-5)
+    assert metrics["rollouts/kl_bounded_fraction"] == 0.5
+
+
+def test_the_share_of_the_kl_penalty_in_the_gradient():
+    """k3 has the slope 1 - ref / policy: 1 - 9 and 0 here, times 0.5; the policy has 3 and 3. What
+    is beyond the bound has none."""
+    experiences = [make_experience(3.0, [-4.0, -2.0], [-4.0 + math.log(9), -2.0])]
+    share = kl_gradient_share(experiences, 0.5)
+    assert share == {"rollouts/kl_gradient_share": pytest.approx(16 / (16 + 18), rel=1e-5)}
+    beyond = [make_experience(3.0, [-12.0, -2.0], [-0.5, -2.0])]
+    assert kl_gradient_share(beyond, 0.5) == {"rollouts/kl_gradient_share": 0.0}
+    assert kl_gradient_share(experiences, 0.0) == {}
+    assert kl_gradient_share([make_experience(3.0, [-4.0, -2.0], None)], 0.5) == {}
+    without_signal = [make_experience(0.0, [-4.0, -2.0], [-4.0 + math.log(9), -2.0])]
+    assert kl_gradient_share(without_signal, 0.5) == {"rollouts/kl_gradient_share": 1.0}
+    unmoved = [make_experience(0.0, [-4.0, -2.0], [-4.0, -2.0])]
+    assert kl_gradient_share(unmoved, 0.5) == {}
 
 
 def test_preference_metrics_are_sums_over_completions_by_sign_of_the_advantage():
