@@ -33,10 +33,9 @@ class Intervals:
     completions: int
     histograms: int
     figures: int
-    reasoning_tag: str
 
 
-NEVER = Intervals(completions=0, histograms=0, figures=0, reasoning_tag="think")
+NEVER = Intervals(completions=0, histograms=0, figures=0)
 
 
 def is_due(interval: int, step: int) -> bool:
@@ -126,7 +125,7 @@ class Logger:
             return
         if is_due(self._intervals.completions, batch_step):
             self.log_samples(batch_step, kept[:4], "train")
-            table = generations(batch_step, kept[:4], self._intervals.reasoning_tag)
+            table = generations(batch_step, kept[:4])
             example = {"examples/completion": as_text(kept[0]), "generations": table}
             self.log_media(batch_step, example)
         if is_due(self._intervals.histograms, batch_step):

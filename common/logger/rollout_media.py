@@ -57,7 +57,7 @@ def as_text(group: Group) -> str:
     return "\n\n".join([group.task.question, *turns])
 
 
-def generations(step: int, groups: Sequence[Group], reasoning_tag: str) -> Table:
+def generations(step: int, groups: Sequence[Group]) -> Table:
     """The best, the worst and another completion of each group, as many as a table can show."""
     rows: list[list[str | int | float | None]] = []
     columns: list[str] = []
@@ -65,7 +65,7 @@ def generations(step: int, groups: Sequence[Group], reasoning_tag: str) -> Table
         for rollout, advantage in _best_worst_and_another(group, step):
             if len(rows) == MOST_GENERATIONS:
                 break
-            row = _row(step, group, rollout, advantage, reasoning_tag)
+            row = _row(step, group, rollout, advantage)
             columns = list(row)
             rows.append(list(row.values()))
     return Table(columns, rows)
@@ -81,13 +81,13 @@ def _best_worst_and_another(group: Group, step: int) -> list[tuple[Rollout, floa
 
 
 def _row(
-    step: int, group: Group, rollout: Rollout, advantage: float, reasoning_tag: str
+    step: int, group: Group, rollout: Rollout, advantage: float
 ) -> dict[str, str | int | float | None]:
     text = rollout.completion
     return {
         "step": step,
         "question": group.task.question[:MOST_CHARACTERS],
-        "reasoning": (extract_tag(text, reasoning_tag) or text)[:MOST_CHARACTERS],
+        "reasoning": (extract_tag(text, text.reasoning_tag) or text)[:MOST_CHARACTERS],
         "answer": (extract_tag(text, ANSWER_TAG) or "")[:MOST_CHARACTERS],
         "ground_truth": group.task.answer,
         "reward": rollout.reward,

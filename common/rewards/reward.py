@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from common.errors import UserError
@@ -38,14 +37,13 @@ class Reward:
     weight: float
 
 
-def text_rewards(reasoning_tag: str) -> dict[str, RewardFunction]:
-    """The reward functions of the base experiment, by name."""
-    return {
-        "answer_check": answer_check,
-        "number_check": number_check,
-        "format_exact": partial(format_exact, reasoning_tag=reasoning_tag),
-        "format_approx": partial(format_approx, reasoning_tag=reasoning_tag),
-    }
+# The reward functions of the base experiment, by name.
+TEXT_REWARDS: Mapping[str, RewardFunction] = {
+    "answer_check": answer_check,
+    "number_check": number_check,
+    "format_exact": format_exact,
+    "format_approx": format_approx,
+}
 
 
 def build_rewards(

@@ -1,37 +1,73 @@
-"""Tags in what a model wrote: taking them apart and scoring their form."""
+"""What a model wrote, taken apart: a thought in its tags, and what stands after it."""
 
 from __future__ import annotations
 
-import re
-
+from common.rewards.transcript import DEFAULT_REASONING_TAG, Transcript
 from common.tasks.task import Task
 
 ANSWER_TAG = "answer"
 
 
+def split_thought(completion: str) -> tuple[str | None, str]:
+    """The thought, without its tags, and what stands after it.
+
+    A thought goes from the first opening tag to the last closing tag: tags that it mentions are
+    text. Nothing stands after one that was never closed, and text without a reasoning tag stands
+    after none. There is no thought without both tags, the opening one first.
+    """
+    opening, closing = _reasoning_tags(completion)
+    before, closed, after = completion.rpartition(closing)
+    if opening in after:
+        return None, ""
+    _, opened, thought = before.partition(opening)
+    return (thought if opened and closed else None), after
+
+
+def after_thought(completion: str) -> str:
+    """The only place for an answer."""
+    return split_thought(completion)[1]
+
+
 def extract_tag(completion: str, tag: str) -> str | None:
-    """The stripped text inside `<tag>...</tag>`, or None unless each tag occurs exactly once."""
+    """The stripped text inside `<tag>...</tag>`, or None unless each tag occurs exactly once.
+
+    The reasoning tag gives the thought; any other is looked for in what stands after it.
+    """
+    thought, after = split_thought(completion)
+    if (f"<{tag}>", f"</{tag}>") == _reasoning_tags(completion):
+        return None if thought is None else thought.strip()
     opening, closing = f"<{tag}>", f"</{tag}>"
-    if completion.count(opening) != 1 or completion.count(closing) != 1:
+    if after.count(opening) != 1 or after.count(closing) != 1:
         return None
-    inside, found, _ = completion.partition(opening)[2].partition(closing)
+    inside, found, _ = after.partition(opening)[2].partition(closing)
     return inside.strip() if found else None
 
 
-def format_exact(completion: str, task: Task, *, reasoning_tag: str = "think") -> float:
-    """1 for reasoning in its tags, then an answer in its tags, each once and nothing else."""
+def format_exact(completion: str, task: Task) -> float:
+    """1 for a thought in its tags, then an answer in its tags, and nothing else."""
     del task
-    thought, answer = extract_tag(completion, reasoning_tag), extract_tag(completion, ANSWER_TAG)
-    if thought is None or answer is None:
-        return 0.0
-    order = (
-        rf"\s*<{re.escape(reasoning_tag)}>.*</{re.escape(reasoning_tag)}>\s*<answer>.*</answer>\s*"
+    thought, after = split_thought(completion)
+    opening, _ = _reasoning_tags(completion)
+    return float(
+        thought is not None
+        and extract_tag(completion, ANSWER_TAG) is not None
+        and completion.lstrip().startswith(opening)
+        and after.strip().startswith(f"<{ANSWER_TAG}>")
+        and after.strip().endswith(f"</{ANSWER_TAG}>")
     )
-    return float(re.fullmatch(order, completion, flags=re.DOTALL) is not None)
 
 
-def format_approx(completion: str, task: Task, *, reasoning_tag: str = "think") -> float:
-    """The share of the four tags that occur exactly once."""
+def format_approx(completion: str, task: Task) -> float:
+    """The share of four tags that are there: a thought's, and after it those of one answer."""
     del task
-    tags = [f"<{slash}{tag}>" for tag in (reasoning_tag, ANSWER_TAG) for slash in ("", "/")]
-    return sum(completion.count(tag) == 1 for tag in tags) / len(tags)
+    after = after_thought(completion)
+    reasoning = [tag in completion for tag in _reasoning_tags(completion)]
+    answer = [after.count(tag) == 1 for tag in (f"<{ANSWER_TAG}>", f"</{ANSWER_TAG}>")]
+    return sum(reasoning + answer) / 4
+
+
+def _reasoning_tags(completion: str) -> tuple[str, str]:
+    """The run's, which a transcript knows."""
+    known = isinstance(completion, Transcript)
+    tag = completion.reasoning_tag if known else DEFAULT_REASONING_TAG
+    return f"<{tag}>", f"</{tag}>"

@@ -8,6 +8,8 @@ from typing import Literal
 
 from common.tools.calls import CallRecord
 
+DEFAULT_REASONING_TAG = "think"
+
 Role = Literal["user", "assistant", "tool"]
 
 
@@ -30,6 +32,8 @@ class Transcript(str):
     calls: tuple[CallRecord, ...]
     environment_reward: float | None
     """What the conversation's environment made of it, if there is one that gives a reward."""
+    reasoning_tag: str
+    """The tag around a thought, after which an answer stands."""
 
     def __new__(
         cls,
@@ -37,9 +41,11 @@ class Transcript(str):
         messages: Sequence[Message] = (),
         calls: Sequence[CallRecord] = (),
         environment_reward: float | None = None,
+        reasoning_tag: str = DEFAULT_REASONING_TAG,
     ) -> Transcript:
         self = super().__new__(cls, text)
         self.messages = tuple(messages)
         self.calls = tuple(calls)
         self.environment_reward = environment_reward
+        self.reasoning_tag = reasoning_tag
         return self

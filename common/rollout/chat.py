@@ -9,7 +9,7 @@ import jinja2
 import transformers
 
 from common.errors import UserError
-from common.rewards.transcript import Message, Transcript
+from common.rewards.transcript import DEFAULT_REASONING_TAG, Message, Transcript
 from common.rollout.trajectory import Trajectory
 
 _PLACEHOLDER = "QUESTIONGOESHERE"
@@ -29,9 +29,11 @@ class ChatFormat:
         tokenizer: transformers.PreTrainedTokenizerBase,
         system_prompt: str,
         tool_schemas: Sequence[Mapping[str, Any]] = (),
+        reasoning_tag: str = DEFAULT_REASONING_TAG,
     ) -> None:
         """`tool_schemas` are shown by the template to a model that was trained to read them."""
         self.tokenizer = tokenizer
+        self.reasoning_tag = reasoning_tag
         self._special_ids = _special_ids(tokenizer)
         self._tool_schemas = list(tool_schemas)
         self.opening = self._opening_messages(system_prompt)
@@ -78,7 +80,8 @@ class ChatFormat:
     def transcript(self, trajectory: Trajectory) -> Transcript:
         """What the policy wrote in a conversation of one turn."""
         completion = self.decode(trajectory.sampled_ids)
-        return Transcript(completion, [Message("assistant", completion)])
+        messages = [Message("assistant", completion)]
+        return Transcript(completion, messages, reasoning_tag=self.reasoning_tag)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of text that the template wrote."""

@@ -156,7 +156,8 @@ class _Conversation:
         if completion.stop_reason != "stop":
             return "max_length"
         if call is None:
-            return "no_tool_call" if extract_tag(turn, ANSWER_TAG) is None else "answered"
+            written = Transcript(turn, reasoning_tag=self._chat.reasoning_tag)
+            return "no_tool_call" if extract_tag(written, ANSWER_TAG) is None else "answered"
         if len(self._turns) == self._limits.max_turns:
             return "max_turns"
         invalid = sum(record.status != "ok" for record in self._calls) + (call.status != "ok")
@@ -191,4 +192,5 @@ class _Conversation:
     def finished(self) -> rollout.Conversation:
         trajectory = Trajectory(tuple(self._segments), self.stop_reason or "")
         last = "" if self._chat.call_in(self._turns[-1]) else self._turns[-1]
-        return trajectory, Transcript(last, self._messages, self._calls, self._reward)
+        tag = self._chat.reasoning_tag
+        return trajectory, Transcript(last, self._messages, self._calls, self._reward, tag)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import transformers
 
 from common.errors import UserError
+from common.rewards.transcript import DEFAULT_REASONING_TAG
 from common.rollout.chat import ChatFormat
 from common.rollout.stop_strings import StopString
 from common.tools.calls import Call, Format, closing_tag, parse_calls
@@ -35,6 +36,7 @@ class ToolChat(ChatFormat):
         toolbox: Mapping[str, Tool],
         call_format: Format,
         environments: EnvironmentFactory | None = None,
+        reasoning_tag: str = DEFAULT_REASONING_TAG,
     ) -> None:
         """`environments` makes one for each conversation; the toolbox has its tools among others.
 
@@ -47,7 +49,7 @@ class ToolChat(ChatFormat):
                     "arguments defaults, or use --tool-format hermes"
                 )
         schemas = [tool.schema for tool in toolbox.values()] if call_format == "hermes" else []
-        super().__init__(tokenizer, system_prompt, schemas)
+        super().__init__(tokenizer, system_prompt, schemas, reasoning_tag)
         self.toolbox = toolbox
         self.environments = environments
         self.call_format: Format = call_format

@@ -70,7 +70,9 @@ def load_tool_chat(
     system_prompt = config.system_prompt
     if system_prompt and config.tool_format == "tags":
         system_prompt = f"{system_prompt}\n\n{describe(toolbox)}"
-    return ToolChat(tokenizer, system_prompt, toolbox, config.tool_format, environments)
+    return ToolChat(
+        tokenizer, system_prompt, toolbox, config.tool_format, environments, config.reasoning_tag
+    )
 
 
 def describe(toolbox: Mapping[str, Tool]) -> str:

@@ -54,7 +54,6 @@ def open_logger(
         completions=config.log_completions_interval,
         histograms=config.histogram_interval,
         figures=config.figures_interval,
-        reasoning_tag=config.reasoning_tag,
     )
     health = Health()
     health.replay(read_rows(directory.metrics_file))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from common.flags.train_config import TrainConfig
-from common.rewards.reward import Reward, RewardFunction, build_rewards, score, text_rewards
+from common.rewards.reward import TEXT_REWARDS, Reward, RewardFunction, build_rewards, score
 from common.rewards.rubric import load_rubric
 from common.rewards.tool_use import environment_reward
 from common.rewards.transcript import Transcript
@@ -27,7 +27,7 @@ def load_rewards(
 
     Raises `UserError` for names and weights that mean nothing, and for a function that fails.
     """
-    functions = dict(functions or text_rewards(config.reasoning_tag))
+    functions = dict(functions or TEXT_REWARDS)
     defaults: dict[str, float] = {}
     if environments is not None and environments.gives_reward:
         functions["environment"], defaults["environment"] = environment_reward, 1.0

@@ -86,7 +86,8 @@ def open_session(
         chat = load_tool_chat(config, tokenizer, tools or {})
         converse, environments = converse_with_tools(config, chat), chat.environments
     else:
-        chat, converse = ChatFormat(tokenizer, config.system_prompt), single_turn
+        chat = ChatFormat(tokenizer, config.system_prompt, reasoning_tag=config.reasoning_tag)
+        converse = single_turn
         environments = None
     reward_functions = load_rewards(config, train_tasks[0], console.out, rewards, environments)
     check_lengths(config, chat, train_tasks + held_out)

@@ -61,7 +61,7 @@ def test_bars_are_means_of_the_rewards():
 
 
 def test_generations_are_the_best_the_worst_and_another():
-    table = generations(7, GROUPS, "think")
+    table = generations(7, GROUPS)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [(row["question"], row["reward"]) for row in rows] == [
         ("Q0?", 1.0),
@@ -84,14 +84,14 @@ def test_generations_are_the_best_the_worst_and_another():
         "stop_reason": "stop",
         "completion_tokens": 2,
     }
-    assert generations(7, GROUPS, "think") == table
+    assert generations(7, GROUPS) == table
 
 
 def test_no_more_generations_than_a_table_can_show_and_no_longer_ones():
     many = [make_group(number, 0.0, 0.5, 1.0) for number in range(20)]
-    assert len(generations(1, many, "think").rows) == MOST_GENERATIONS
+    assert len(generations(1, many).rows) == MOST_GENERATIONS
     endless = replace(many[0], rollouts=[make_rollout(0.0, "x" * 100_000)], advantages=[0.0])
-    (row,) = generations(1, [endless], "think").rows
+    (row,) = generations(1, [endless]).rows
     assert len(str(row[2])) == 4000
 
 

@@ -3,12 +3,12 @@ import math
 import pytest
 
 from common.errors import UserError
-from common.rewards.reward import Reward, build_rewards, score, text_rewards
+from common.rewards.reward import TEXT_REWARDS, Reward, build_rewards, score
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 
 TASK = Task(0, "What is 1+1?", "2", {"bonus": 3})
-FUNCTIONS = text_rewards("think")
+FUNCTIONS = TEXT_REWARDS
 
 
 def test_the_default_weights_sum_by_hand():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.rewards.reward import Reward, score, text_rewards
+from common.rewards.reward import TEXT_REWARDS, Reward, score
 from common.rewards.rubric import load_rubric, own_functions
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
@@ -60,7 +60,7 @@ def load(tmp_path, monkeypatch):
     def rubric(text: str):
         path = tmp_path / "rubric.yaml"
         path.write_text(text)
-        return load_rubric(path, text_rewards("think"))
+        return load_rubric(path, TEXT_REWARDS)
 
     return rubric
 

@@ -18,6 +18,7 @@ from common.models.log_probs import TokenLogProbs
 from common.models.tiny.tokenizer import END_ID
 from common.replay_buffer import Experience, with_log_probs
 from common.rewards.answers import is_correct
+from common.rewards.tags import extract_tag
 from common.rewards.tool_use import tool_call_format, tool_execution
 from common.rollout.generate import (
     Completion,
@@ -401,6 +402,9 @@ ODD_ANSWERS = {
     "across two turns": (["<tool:calc> <answer> </tool>", "4</answer>"], "no_tool_call", False),
     "again after a reply": (["<answer> 9</answer>" + CALL, ANSWER], "answered", True),
     "in a call that ends it": (["<tool:calc> <answer>4</answer></tool>"], "max_turns", False),
+    "inside a thought": ([f"<think>so {ANSWER}</think> done"], "no_tool_call", False),
+    "in a thought without end": ([f"<think>so {ANSWER}"], "no_tool_call", False),
+    "after one that names the tags": ([f"<think>in <answer></think>{ANSWER}"], "answered", True),
 }
 
 
@@ -410,6 +414,13 @@ def test_an_answer_stands_in_the_last_turn_outside_of_any_call(where):
     trajectory, transcript = outcome(*turns)
     assert trajectory.stop_reason == reason
     assert is_correct(transcript, Task(0, "", "4")) == right
+
+
+def test_a_thought_stands_in_the_tags_of_the_run():
+    chat = ToolChat(TOKENIZER, "", TOOLBOX, "tags", reasoning_tag="why")
+    trajectory, transcript = outcome(f"<why>so {ANSWER}</why> done", chat=chat)
+    assert trajectory.stop_reason == "no_tool_call"
+    assert extract_tag(transcript, "why") == f"so {ANSWER}"
 
 
 class TestSlowTools:

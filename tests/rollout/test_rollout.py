@@ -1,9 +1,10 @@
+import pickle
 from functools import partial
 
 import pytest
 
 from common.rewards.answers import is_correct
-from common.rewards.reward import build_rewards, text_rewards
+from common.rewards.reward import TEXT_REWARDS, build_rewards
 from common.rollout.chat import ChatFormat
 from common.rollout.rollout import rollout, single_turn
 from common.rollout.sampling import Sampling, StreamKey
@@ -12,7 +13,7 @@ from tests.helpers import ScriptedGenerator, scripted_lines
 
 TASKS = [Task(11, "What is 1+1?", "2"), Task(22, "What is 1+2?", "3")]
 SCRIPT = ["<think> 1+1=2</think><answer> 2</answer>", "2", "<answer> 3</answer>"]
-REWARDS = build_rewards(text_rewards("think"), [], "answer_check=1,format_exact=0.1")
+REWARDS = build_rewards(TEXT_REWARDS, [], "answer_check=1,format_exact=0.1")
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def scripted(tokenizer) -> ScriptedGenerator:
     return scripted_lines(lines, tokenizer.eos_token_id)
 
 
-def run(generator, tokenizer, rewards=REWARDS, max_new_tokens=64):
+def run(generator, tokenizer, rewards=REWARDS, max_new_tokens=64, chat=None):
     return rollout(
         TASKS,
         step=5,
@@ -30,7 +31,7 @@ def run(generator, tokenizer, rewards=REWARDS, max_new_tokens=64):
         converse=partial(
             single_turn,
             generator=generator,
-            chat=ChatFormat(tokenizer, ""),
+            chat=chat or ChatFormat(tokenizer, ""),
             sampling=Sampling(1.0, 1.0),
             max_completion_tokens=max_new_tokens,
         ),
@@ -47,6 +48,13 @@ def test_groups_hold_the_scripted_completions_with_their_scores(scripted, tokeni
     assert [rollout.correct for rollout in first.rollouts] == [True, False, False]
     assert [rollout.correct for rollout in second.rollouts] == [False, False, True]
     assert first.rollouts[0].scores["format_exact"] == 1
+
+
+def test_a_completion_knows_the_reasoning_tag_of_the_run(scripted, tokenizer):
+    chat = ChatFormat(tokenizer, "", reasoning_tag="why")
+    completion = run(scripted, tokenizer, chat=chat)[0].rollouts[0].completion
+    assert completion.reasoning_tag == "why"
+    assert pickle.loads(pickle.dumps(completion)).reasoning_tag == "why"
 
 
 def test_the_trajectory_is_prompt_and_sampled_tokens_with_the_stop_token(scripted, tokenizer):
