@@ -26,7 +26,7 @@ MAX_BITS = 2000
 # Of a result that no decimal expansion ends.
 SIGNIFICANT_DIGITS = 12
 
-_LITERAL = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
+_LITERAL = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE]([-+]?\d+))?", re.ASCII)
 _ALLOWED = re.compile(r"[0-9A-Za-z_ .,+\-*/%()]", re.ASCII)
 
 
@@ -49,7 +49,8 @@ def calculate(expression: str) -> str:
 
 def evaluate(expression: str) -> Fraction:
     """The exact value. Raises `CalculatorError` and nothing else."""
-    text = expression[: MAX_CHARACTERS + 1].strip()
+    # One space for each piece of white space: an expression stays as long as it is.
+    text = re.sub(r"\s", " ", expression[: MAX_CHARACTERS + 1]).strip()
     if len(expression) > MAX_CHARACTERS:
         raise CalculatorError(
             f"{len(expression)} characters are too many; at most {MAX_CHARACTERS} are allowed"
@@ -98,8 +99,11 @@ def _value(node: ast.expr, source: str, depth: int) -> Fraction:
 
 
 def _literal(text: str) -> Fraction:
-    if not _LITERAL.fullmatch(text):
+    match = _LITERAL.fullmatch(text)
+    if match is None:
         raise CalculatorError(f"{text!r} is not a plain number")
+    if abs(int(match[1] or 0)) > MAX_EXPONENT:
+        raise CalculatorError(f"an exponent beyond {MAX_EXPONENT} is too large")
     return _bounded(Fraction(text))
 
 
