@@ -28,7 +28,8 @@ from common.rollout.rollout import Conversation
 from common.rollout.sampling import Sampling, StreamKey
 from common.rollout.tool_chat import ToolChat
 from common.tasks.calculator_tasks import DATA_FILE
-from common.tasks.task import Task, load_tasks
+from common.tasks.task import Task
+from common.tasks.task_file import load_tasks
 from common.tools.calculator import calculate
 from common.tools.calls import CallRecord
 from common.tools.runner import ToolRunner

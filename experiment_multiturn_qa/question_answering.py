@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from common.errors import UserError
 from common.flags.markers import CONTENT, OWN_CODE
@@ -36,6 +36,8 @@ ANSWER_FROM_DOCUMENTS = (
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(MultiTurnConfig):
     """Flags of conversations with a search tool."""
+
+    column_types: ClassVar[Mapping[str, type]] = {"document": str, "new_wording": bool}
 
     documents_path: Annotated[Path, CONTENT] = DOCUMENTS
     """Directory of .md and .txt files to search in."""
@@ -113,7 +115,7 @@ def check_gold_documents(tasks: Sequence[Task], retriever: Retriever) -> None:
         document = task.columns.get("document")
         if document is not None and document not in sources:
             raise UserError(
-                f"--data-path: task {task.task_id} ({task.question[:40]!r}) is to be answered from "
+                f"--data-path, line {task.line}: {task.question[:40]!r} is to be answered from "
                 f"{document}, which is not among the documents; correct it or drop the column"
             )
 

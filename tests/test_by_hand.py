@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from common.tasks.math_tasks import DATA_FILE
-from common.tasks.task import load_tasks, select_tasks, split_tasks
+from common.tasks.task import select_tasks, split_tasks
+from common.tasks.task_file import load_tasks
 from tests.helpers import REPOSITORY, read_rows
 from tests.test_extending import Section
 

@@ -12,7 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from common.tasks.task import Task, load_tasks, split_tasks
+from common.tasks.task import Task, split_tasks
+from common.tasks.task_file import load_tasks
 from common.tools.environment import EnvironmentFactory
 from common.tools.toolbox import instant
 from common.training.conversations import MultiTurnConfig

@@ -277,6 +277,8 @@ class TrainConfig(
     """What a bundled model leaves out of the experiment's own tasks."""
     default_wandb_project: ClassVar[str]
     """Project where neither --wandb-project nor WANDB_PROJECT names one."""
+    column_types: ClassVar[Mapping[str, type]] = {}
+    """Of the columns that the experiment reads."""
     evaluated_apart: ClassVar[str | None] = None
     """Column of the held-out tasks that are evaluated apart from the others."""
 

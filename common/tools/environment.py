@@ -16,7 +16,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.own_code import code_of_the_user, import_function
-from common.printable import encodable
+from common.printable import storable
 from common.tasks.task import Task
 from common.tools.toolbox import Tool, make_tool
 
@@ -93,7 +93,7 @@ class Environment:
                 f"{_FLAG} {self._path}: reset returned {type(text).__name__}; "
                 "it must return text or None"
             )
-        return encodable(text or "")
+        return storable(text or "")
 
     def reward(self) -> float | None:
         """What it makes of the conversation; None if its class gives no reward."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from common.printable import encodable
+from common.printable import storable
 from common.tools.calls import Call, CallRecord
 from common.tools.toolbox import Tool
 
@@ -137,8 +137,8 @@ def _run(tool: Tool, call: Call) -> CallRecord:
             raise TypeError(f"it returned {type(reply).__name__}; a tool returns text")
     except (Exception, SystemExit) as error:  # noqa: BLE001 (code of the user)
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return call.record("error", encodable(what), time.monotonic() - started)
-    return call.record("answered", encodable(reply), time.monotonic() - started)
+        return call.record("error", storable(what), time.monotonic() - started)
+    return call.record("answered", storable(reply), time.monotonic() - started)
 
 
 def _awaited(reply: Coroutine[Any, Any, str]) -> str:

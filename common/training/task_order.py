@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
-from common.tasks.task import Task, load_tasks, select_tasks, split_tasks
+from common.tasks.task import Task, select_tasks, split_tasks
+from common.tasks.task_file import load_tasks
 from common.training.seeding import stream
 
 
@@ -16,7 +17,7 @@ def load_task_split(config: TrainConfig) -> tuple[list[Task], list[Task]]:
     Raises `UserError` if the training tasks do not fill one rollout batch.
     """
     path = config.data_path or config.data_file
-    tasks = select_tasks(load_tasks(path), config.max_terms, config.max_digits)
+    tasks = select_tasks(load_tasks(path, config.column_types), config.max_terms, config.max_digits)
     train, held_out = split_tasks(tasks)
     train = train[: config.max_prompts]
     if len(train) < config.rollouts_per_step:

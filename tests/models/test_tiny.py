@@ -36,7 +36,8 @@ from common.rollout.rollout import rollout, single_turn
 from common.rollout.sampling import EVALUATION_STEP, Sampling
 from common.tasks.facts import facts, kinds
 from common.tasks.math_tasks import DATA_FILE, Expression
-from common.tasks.task import load_tasks, select_tasks, split_tasks
+from common.tasks.task import select_tasks, split_tasks
+from common.tasks.task_file import load_tasks
 from common.training import tiny_model
 from common.training.tiny_model import Journal, open_journal
 from tests.helpers import read_rows

@@ -3,7 +3,8 @@
 import pytest
 
 from common.tasks.calculator_tasks import DATA_FILE, Calculation, generate_calculator_tasks
-from common.tasks.task import load_tasks, split_tasks
+from common.tasks.task import split_tasks
+from common.tasks.task_file import load_tasks
 from common.tools.calculator import calculate
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.tasks.math_tasks import DATA_FILE, Expression, generate_math_tasks, random_expression
-from common.tasks.task import is_held_out, load_tasks, select_tasks, split_tasks
+from common.tasks.task import is_held_out, select_tasks, split_tasks
+from common.tasks.task_file import load_tasks
 
 
 def independent_value(question: str) -> int:

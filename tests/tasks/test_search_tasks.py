@@ -13,7 +13,8 @@ from common.tasks.search_tasks import (
     generate,
     is_held_out_entity,
 )
-from common.tasks.task import load_tasks, split_tasks
+from common.tasks.task import split_tasks
+from common.tasks.task_file import load_tasks
 from common.tools.search import open_retriever
 
 

@@ -135,7 +135,7 @@ def test_reset_gets_the_row_and_may_do_with_it_what_it_likes():
     task = Task(0, "What now?", "4", {"cards": [1, 2], "held_out": True})
     environments = factory("Remembering")
     REMEMBERED.clear()
-    assert environments.make().reset(task) == "half ?"
+    assert environments.make().reset(task) == "half \N{REPLACEMENT CHARACTER}"
     environments.make().reset(task)
     assert REMEMBERED == [("What now?", "4", [1, 2], {"held_out": True})] * 2
 

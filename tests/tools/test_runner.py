@@ -201,7 +201,7 @@ def test_more_calls_than_threads_wait_for_their_turn(monkeypatch):
 def test_half_a_surrogate_pair_is_made_text_that_can_be_encoded():
     runner = ToolRunner(TOOLBOX, timeout=0.5)
     runner.start(0, call("shout", text="a\ud83d"))
-    assert runner.finished()[0][1].reply == "A?"
+    assert runner.finished()[0][1].reply == "A\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.mark.slow
