@@ -6,6 +6,8 @@ They are saved in Hugging Face form, so that tests load them as a user's own mod
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from common.models.load import BUNDLED
 from tests.helpers import SHARED_DATA
 
 CHATML = (
@@ -203,3 +206,24 @@ def write_gsm8k_rows(path: Path, count: int) -> Path:
         lines = [json.dumps(GSM8K_ROWS[number % len(GSM8K_ROWS)]) for number in range(count)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def save_variant(
+    bundled: str,
+    directory: Path,
+    *,
+    special: str = "",
+    change_template: Callable[[str], str] = lambda template: template,
+) -> Path:
+    """A bundled model's weights, whose added tokens that hold `special` are special tokens, and
+    whose chat template is another."""
+    shutil.copytree(BUNDLED / bundled, directory)
+    if special:
+        file = directory / "tokenizer.json"
+        tokenizer = json.loads(file.read_text(encoding="utf-8"))
+        for token in tokenizer["added_tokens"]:
+            token["special"] = token["special"] or special in token["content"]
+        file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    template = directory / "chat_template.jinja"
+    template.write_text(change_template(template.read_text(encoding="utf-8")), encoding="utf-8")
+    return directory

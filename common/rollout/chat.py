@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jinja2
 import transformers
@@ -19,6 +21,9 @@ _REPLY = "REPLYGOESHERE"
 # gets the function as a macro, because transformers passes on data only.
 _PINNED_DATE = "01 Jan 2025"
 _PINNED_CLOCK = f"{{% macro strftime_now(format) %}}{_PINNED_DATE}{{% endmacro %}}"
+
+_TAG = re.compile(r"<([\w:.-]+)>")
+_EMPTY_THOUGHT = re.compile(r"<([\w:.-]+)>\s*</\1>\s*")
 
 
 class ChatFormat:
@@ -44,23 +49,43 @@ class ChatFormat:
                 "times instead of once; use a model with another chat template"
             )
         self._before, _, self._after = rendered.partition(_PLACEHOLDER)
-        self._num_special = self.count_special(self.encode(rendered))
+        replied = self.render([*self.opening, _message("assistant", _REPLY)], open_reply=False)
+        heading, _, ending = replied.partition(_PLACEHOLDER)[2].rpartition(_REPLY)
+        self._heading = without_empty_thoughts(heading)
+        of_every_turn = self._heading.replace(f"<{reasoning_tag}>", "")
+        self.opened_tag = opened_tag(self._after, of_every_turn)
+        """What the template has begun to write in the model's place: `<think>` and white space."""
+        special = [token for token in self.encode(ending) if token in self._special_ids]
+        self.turn_end_ids = frozenset(special[:1])
+        """The first special token that the template writes after a reply, if there is one: base
+        models that were given a chat template name another token as their end."""
+        self._no_text = self._delimiters() | _ids_without_text(tokenizer)
+        self._protected_ids = self._special_ids - (_tag_ids(tokenizer) - self._no_text)
+        self._num_protected = self.count_protected(self.encode(rendered))
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong with the template although it can be used."""
+        ignored = self.render(self.opening, open_reply=False) == self.render(self.opening)
+        if not ignored or self._heading.rstrip() == self._after.rstrip():
+            return None
+        missing = self._heading.removeprefix(self._after)
+        return (
+            f"warning: the chat template of {self.tokenizer.name_or_path} ignores "
+            f"add_generation_prompt, so that nothing tells the model to reply ({missing!r} before "
+            "a reply is missing); mend the template, or give another with --chat-template"
+        )
+
+    def ending_at(self, stop_ids: frozenset[int]) -> Self:
+        """The same for a model with ends of its own, which are no text either."""
+        chat = copy.copy(self)
+        chat._no_text |= stop_ids
+        return chat
 
     def ends_turn(self, token_ids: Sequence[int]) -> bool:
         """Whether a turn ends here although no stop token says so; here never."""
         del token_ids
         return False
-
-    @property
-    def turn_end_ids(self) -> frozenset[int]:
-        """The first special token that the template writes after a reply, if there is one.
-
-        Base models that were given a chat template name another token as their end.
-        """
-        reply = {"role": "assistant", "content": _REPLY}
-        rendered = self.render([*self.opening, reply], open_reply=False)
-        after = self.encode(rendered.rpartition(_REPLY)[2])
-        return frozenset([token for token in after if token in self._special_ids][:1])
 
     def prompt_ids(self, question: str) -> list[int]:
         """Tokens of the system prompt, the question and the opening of the assistant's turn.
@@ -69,17 +94,25 @@ class ChatFormat:
         end its own turn; any other is encoded in one piece with the template around it.
         """
         whole = self.encode(self._before + question + self._after)
-        if self.count_special(whole) == self._num_special:
+        if self.count_protected(whole) == self._num_protected:
             return whole
         return self.encode(self._before) + self.encode_plain(question) + self.encode(self._after)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of sampled tokens without turn delimiters; tags such as `<answer>` stay."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """Text of sampled tokens without turn delimiters, padding and ends.
+
+        They are known by their ids: a tag such as `<answer>` stays, be it a special token or not.
+        """
+        kept = [token for token in token_ids if token not in self._no_text]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+    def turn_text(self, token_ids: Sequence[int]) -> str:
+        """A turn as its reader sees it: with the tag that the template opened for the model."""
+        return self.opened_tag + self.decode(token_ids)
 
     def transcript(self, trajectory: Trajectory) -> Transcript:
         """What the policy wrote in a conversation of one turn."""
-        completion = self.decode(trajectory.sampled_ids)
+        completion = self.turn_text(trajectory.sampled_ids)
         messages = [Message("assistant", completion)]
         return Transcript(completion, messages, reasoning_tag=self.reasoning_tag)
 
@@ -92,8 +125,9 @@ class ChatFormat:
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return list(encoded.input_ids)
 
-    def count_special(self, token_ids: Sequence[int]) -> int:
-        return sum(token_id in self._special_ids for token_id in token_ids)
+    def count_protected(self, token_ids: Sequence[int]) -> int:
+        """Tokens that text from outside must not spell: special ones, but for tags."""
+        return sum(token_id in self._protected_ids for token_id in token_ids)
 
     def render(self, messages: Sequence[Mapping[str, str]], open_reply: bool = True) -> str:
         """The template's text for the messages, with the opening of a reply after them."""
@@ -118,20 +152,67 @@ class ChatFormat:
 
     def _opening_messages(self, system_prompt: str) -> list[dict[str, str]]:
         """System and user message; a template that knows no system role gets both in one."""
-        user = {"role": "user", "content": _PLACEHOLDER}
+        user = _message("user", _PLACEHOLDER)
         if not system_prompt:
             return [user]
-        messages = [{"role": "system", "content": system_prompt}, user]
+        messages = [_message("system", system_prompt), user]
         try:
             rendered = self.render(messages)
         except UserError:
             rendered = ""
-        if system_prompt in rendered:
+        # Some templates trim what they are given.
+        if system_prompt.strip() in rendered:
             return messages
-        return [{"role": "user", "content": f"{system_prompt}\n\n{_PLACEHOLDER}"}]
+        return [_message("user", f"{system_prompt}\n\n{_PLACEHOLDER}")]
+
+    def _delimiters(self) -> frozenset[int]:
+        """The special tokens that the template writes around turns, and none that it shows in
+        what it says of tools or opens for the model."""
+        reply, again = _message("assistant", _REPLY), _message("user", _REPLY)
+        turns = self.render([*self.opening, reply, again]).partition(_PLACEHOLDER)[2]
+        turns = without_empty_thoughts(turns.removesuffix(self.opened_tag))
+        return frozenset(token for token in self.encode(turns) if token in self._special_ids)
+
+
+def opened_tag(opened: str, heading: str) -> str:
+    """What a template has begun to write in the model's place, from a tag on that is not closed.
+
+    `opened` is where the model goes on, and `heading` what stands before a reply that is there
+    already: a tag in both, such as `<start_of_turn>`, belongs to the turn.
+    """
+    for tag in _TAG.finditer(opened):
+        if f"</{tag[1]}>" not in opened[tag.end() :] and tag[0] not in heading:
+            return opened[tag.start() :]
+    return ""
+
+
+def without_empty_thoughts(text: str) -> str:
+    """The text without tags that hold nothing, as some templates write before a reply."""
+    return _EMPTY_THOUGHT.sub("", text)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _ids_without_text(tokenizer: transformers.PreTrainedTokenizerBase) -> frozenset[int]:
+    """Padding and its like, which tokenizers know by their roles."""
+    ids = (
+        *(tokenizer.pad_token_id, tokenizer.unk_token_id),
+        *(tokenizer.bos_token_id, tokenizer.eos_token_id),
+    )
+    return frozenset(token for token in ids if isinstance(token, int))
 
 
 def _special_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> frozenset[int]:
     """Every special token: `all_special_ids` has those with a role only, not Llama 3's headers."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(tokenizer.all_special_ids) | {number for number, new in added if new.special}
+
+
+def _tag_ids(tokenizer: transformers.PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens such as `<answer>`, `</tool>` and `<tool:calc>`: those that a token closes."""
+    spelled = {new.content: number for number, new in tokenizer.added_tokens_decoder.items()}
+    closed = {match[1] for token in spelled if (match := re.fullmatch(r"</(\w+)>", token))}
+    tags = {token: re.fullmatch(r"</?(\w+)[^<>]*>", token) for token in spelled}
+    return frozenset(spelled[token] for token, tag in tags.items() if tag and tag[1] in closed)

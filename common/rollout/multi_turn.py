@@ -140,7 +140,7 @@ class _Conversation:
         """Add a turn that the policy wrote; returns the call to answer, if it goes on."""
         self._segments.append(rollout.as_segment(completion))
         self._budget -= len(completion.token_ids)
-        turn = self._chat.decode(completion.token_ids)
+        turn = self._chat.turn_text(completion.token_ids)
         self._turns.append(turn)
         self._messages.append(Message("assistant", turn))
         call = self._chat.call_in(turn)

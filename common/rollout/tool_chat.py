@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import transformers
 
 from common.errors import UserError
 from common.rewards.transcript import DEFAULT_REASONING_TAG
-from common.rollout.chat import ChatFormat
+from common.rollout.chat import ChatFormat, without_empty_thoughts
 from common.rollout.stop_strings import StopString
 from common.tools.calls import Call, Format, closing_tag, parse_calls
 from common.tools.environment import EnvironmentFactory
@@ -57,7 +56,7 @@ class ToolChat(ChatFormat):
         self._check_template()
         before, _, after = self._bridge_text(_REPLIES[0]).partition(_REPLIES[0])
         self._around = (self.encode(before), self.encode(after))
-        self._num_special_in_bridge = sum(map(self.count_special, self._around))
+        self._num_protected_in_bridge = sum(map(self.count_protected, self._around))
 
     def ends_turn(self, token_ids: Sequence[int]) -> bool:
         """Whether a call has just been closed: what follows is for the tool to say."""
@@ -74,7 +73,7 @@ class ToolChat(ChatFormat):
         own turn.
         """
         whole = self.encode(self._bridge_text(reply))
-        if self.count_special(whole) != self._num_special_in_bridge:
+        if self.count_protected(whole) != self._num_protected_in_bridge:
             before, after = self._around
             whole = before + self.encode_plain(reply) + after
         end = next((i for i, token in enumerate(whole) if token in self.turn_end_ids), None)
@@ -119,12 +118,16 @@ class ToolChat(ChatFormat):
             ("the reply of a tool", bridge, between),
             ("the second reply of a tool", second_bridge, after),
         ):
-            if not _same_but_for_an_empty_thought(first, later):
+            if self._lasting(first) != self._lasting(later):
                 raise UserError(
                     f"the chat template of {name} rewrites {what} once there are later turns "
                     f"({_difference(first, later)}); what the policy saw could not be learned "
                     "from; use a model with another chat template"
                 )
+
+    def _lasting(self, text: str) -> str:
+        """Earlier turns stay as they were sampled: what opens one may lack its thought later."""
+        return without_empty_thoughts(text.removesuffix(self.opened_tag)).rstrip()
 
 
 def _exchange(number: int, reply: str) -> list[dict[str, str]]:
@@ -132,12 +135,6 @@ def _exchange(number: int, reply: str) -> list[dict[str, str]]:
         {"role": "assistant", "content": _TURNS[number]},
         {"role": "tool", "content": reply},
     ]
-
-
-def _same_but_for_an_empty_thought(first: str, later: str) -> bool:
-    """Earlier turns stay as they were sampled, so what opens one may lack its empty thought."""
-    thought = r"<think>\s*</think>\s*$"
-    return re.sub(thought, "", first).rstrip() == re.sub(thought, "", later).rstrip()
 
 
 def _difference(first: str, later: str) -> str:

@@ -46,14 +46,15 @@ class Collector:
         """
         check_positions(model, config.max_length)
         self._config = config
-        self._chat = chat
+        stop_ids = stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids
+        self._chat = chat.ending_at(stop_ids)
         self._rewards = rewards
         self._is_correct = is_correct
         self._ranks = ranks
         self._converse = converse
         self.generator: Generator = LocalGenerator(
             model,
-            stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids,
+            stop_ids,
             config.max_length,
             ends_turn=chat.ends_turn,
             use_bfloat16=config.model_options(model.device).use_bfloat16,

@@ -89,6 +89,8 @@ def open_session(
         chat = ChatFormat(tokenizer, config.system_prompt, reasoning_tag=config.reasoning_tag)
         converse = single_turn
         environments = None
+    if chat.warning:
+        console.out(chat.warning, highlight=False)
     reward_functions = load_rewards(config, train_tasks[0], console.out, rewards, environments)
     check_lengths(config, chat, train_tasks + held_out)
     seed_everything(config.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 import time
 from collections.abc import Sequence
@@ -152,6 +153,24 @@ def outcome(*turns: str, **settings: object) -> Conversation:
 
 CALL = "<tool:calc> 2 + 2</tool>"
 ANSWER = "<answer> 4</answer>"
+
+
+def test_every_turn_begins_with_what_the_template_opened():
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = str(tokenizer.chat_template).replace(
+        "assistant\n{% endif %}", "assistant\n<think>{% endif %}"
+    )
+    chat = ToolChat(tokenizer, "", TOOLBOX, "tags")
+    turns = (f"a sum</think>{CALL}", f"done</think>{ANSWER}")
+    trajectory, transcript = outcome(*turns, chat=chat)
+    assert transcript == f"<think>{turns[1]}"
+    assert [m.content for m in transcript.messages] == [
+        f"<think>{turns[0]}",
+        "4",
+        f"<think>{turns[1]}",
+    ]
+    assert tokenizer.decode(trajectory.sampled_ids) == f"{turns[0]}{turns[1]}<|im_end|>"
+    assert str(tokenizer.decode(trajectory.token_ids)).count("assistant\n<think>") == 2
 
 
 def test_a_call_its_reply_and_an_answer():

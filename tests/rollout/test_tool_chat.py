@@ -30,7 +30,7 @@ def chat_of(name: str) -> ToolChat:
 
 def special_in(chat: ToolChat, token_ids: list[int]) -> list[int]:
     unknown = chat.tokenizer.unk_token_id
-    return [token for token in token_ids if chat.count_special([token]) and token != unknown]
+    return [token for token in token_ids if chat.count_protected([token]) and token != unknown]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
