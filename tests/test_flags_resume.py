@@ -73,6 +73,7 @@ OTHERS = """
 --objective objectives:mine
 --overlong penalty
 --overlong-buffer 0.5
+--overlong-prompts drop
 --passage-tokens 99
 --passages-per-search 5
 --reasoning-tag reasoning

@@ -112,7 +112,7 @@ def test_a_prompt_that_is_longer_than_a_sequence_may_be(script, tmp_path):
     path = tmp_path / "long.jsonl"
     long = json.dumps({"question": "why " * 300, "answer": "2"}) + "\n"
     path.write_text("".join(ROW.replace("1+1", f"{n}+1") for n in range(9)) + long)
-    check(script, tmp_path, ["--data-path", str(path)], "--max-length 160", "task 9", "why")
+    check(script, tmp_path, ["--data-path", str(path)], "--max-length 160", "line 10", "why")
 
 
 def test_a_log_directory_that_cannot_be_written(script, tmp_path):

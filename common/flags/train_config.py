@@ -105,6 +105,8 @@ class TaskFlags:
     """Drop tasks with more terms. Default: what a bundled model can do of its own tasks."""
     max_digits: int | None = None
     """Drop tasks with longer numbers. Default: what a bundled model can do of its own tasks."""
+    overlong_prompts: Literal["refuse", "drop"] = "refuse"
+    """What becomes of tasks whose prompts leave no room for an answer within --max-length."""
     reward_weights: str = "answer_check=1,format_exact=0.1"
     """Weights of the rewards as name=w,...; a function that is not named is only logged."""
     reward: Annotated[tuple[str, ...], OWN_CODE] = ()

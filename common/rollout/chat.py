@@ -98,6 +98,17 @@ class ChatFormat:
             return whole
         return self.encode(self._before) + self.encode_plain(question) + self.encode(self._after)
 
+    def prompt_lengths(self, questions: Sequence[str]) -> list[int]:
+        """How many `prompt_ids` each question has; they are encoded in one call."""
+        texts = [self._before + question + self._after for question in questions]
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+        return [
+            len(whole)
+            if self.count_special(whole) == self._num_special
+            else len(self.prompt_ids(question))
+            for question, whole in zip(questions, encoded.input_ids, strict=True)
+        ]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of sampled tokens without turn delimiters, padding and ends.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -148,14 +148,3 @@ def _check_scored(groups: Sequence[Group], where: str) -> None:
             f"tool {call.tool}: broke off the conversations of {where}, the last with "
             f"{call.reply!r}; mend it, then --resume"
         )
-
-
-def check_lengths(config: TrainConfig, chat: ChatFormat, tasks: Iterable[Task]) -> None:
-    """Raise `UserError` for a task whose prompt leaves no room for an answer."""
-    for task in tasks:
-        length = len(chat.prompt_ids(task.question))
-        if length >= config.max_length:
-            raise UserError(
-                f"--max-length {config.max_length}: the prompt of task {task.task_id} "
-                f"({task.question[:40]!r}) alone has {length} tokens; raise it or drop the task"
-            )

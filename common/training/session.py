@@ -39,12 +39,13 @@ from common.run.checkpoint import Checkpoints, read_checkpoint
 from common.run.directory import Run, RunDirectory, choose_run, create_run
 from common.tasks.task import Task
 from common.tools.toolbox import ToolFunction
-from common.training.collector import Collector, check_lengths
+from common.training.collector import Collector
 from common.training.conversations import MultiTurnConfig, converse_with_tools, load_tool_chat
 from common.training.interruption import Interruption, was_launched
 from common.training.learner import Learner
 from common.training.open_logger import open_logger
 from common.training.policy_and_reference import load_models
+from common.training.prompts import leave_out_overlong, warnings_about_repeats
 from common.training.ranks import ALONE, Ranks
 from common.training.scoring import load_rewards
 from common.training.seeding import seed_everything
@@ -92,7 +93,10 @@ def open_session(
     if chat.warning:
         console.out(chat.warning, highlight=False)
     reward_functions = load_rewards(config, train_tasks[0], console.out, rewards, environments)
-    check_lengths(config, chat, train_tasks + held_out)
+    say = partial(console.out, highlight=False)
+    train_tasks, held_out = leave_out_overlong(config, chat, train_tasks, held_out, say)
+    for warning in warnings_about_repeats(config, train_tasks, held_out):
+        say(warning)
     seed_everything(config.seed)
     policy, reference = load_models(config, device, run.weights)
     statistics, timer = RunStatistics(), Timer()
@@ -111,7 +115,7 @@ def open_session(
         converse,
     )
     functions = objective.describe()
-    console.out(f"{config.objective}: {', '.join(functions.values())}", highlight=False)
+    say(f"{config.objective}: {', '.join(functions.values())}")
     record, recorder = create_run(run, config, policy, ranks.count, functions), None
     state.mark(run.step)
     if config.figures_interval:
