@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from common.rewards.answers import is_correct, is_tagged
+from common.rewards.answers import boxed, is_correct, is_tagged, last_number
 from common.rewards.reward import RewardFunction
 from common.rewards.tool_use import tool_call_format, tool_execution
 from common.rewards.transcript import Transcript
@@ -27,7 +27,7 @@ def answer_format(completion: Transcript, task: Task) -> float:
 
 
 def answer_correct(completion: Transcript, task: Task) -> float:
-    """1 for an answer in its tags that is the oracle's, as text or as a number."""
+    """1 for an answer in its tags that is right."""
     return float(is_correct(completion, task))
 
 
@@ -36,4 +36,6 @@ TOOL_REWARDS: Mapping[str, RewardFunction] = {
     "tool_execution": tool_execution,
     "answer_format": answer_format,
     "answer_correct": answer_correct,
+    "last_number": last_number,
+    "boxed": boxed,
 }

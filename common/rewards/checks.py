@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
-from common.rewards.answers import parse_number
+from common.rewards.numbers import Number, read_number
 from common.rewards.reward import RewardFunction
 from common.rewards.tags import ANSWER_TAG, extract_tag
 from common.rewards.transcript import Transcript
@@ -53,16 +55,18 @@ def numeric(tolerance: float, relative: bool = False) -> RewardFunction:
 
     With `relative`, the tolerance is a share of the oracle's number.
     """
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance: {tolerance!r} is below 0")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance: {tolerance!r} is not a finite number of at least 0")
+    exact_tolerance = Decimal(str(tolerance))
+
+    def is_near(answer: Number, expected: Number) -> bool:
+        allowed = exact_tolerance * abs(expected.value) if relative else exact_tolerance
+        return answer.measures_as(expected) and abs(answer.value - expected.value) <= allowed
 
     def score(completion: Transcript, task: Task) -> float:
-        answer = parse_number(extract_tag(completion, ANSWER_TAG) or "")
-        expected = parse_number(task.answer)
-        if answer is None or expected is None:
-            return 0.0
-        allowed = tolerance * float(abs(expected)) if relative else tolerance
-        return float(float(abs(answer - expected)) <= allowed)
+        answer = read_number(extract_tag(completion, ANSWER_TAG) or "")
+        oracles = filter(None, map(read_number, task.answers))
+        return float(answer is not None and any(is_near(answer, oracle) for oracle in oracles))
 
     return score
 

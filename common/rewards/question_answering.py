@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections import Counter
 
+from common.rewards.numbers import read_number
 from common.rewards.tags import ANSWER_TAG, extract_tag
 from common.tasks.task import Task
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ARTICLES = ("a", "an", "the")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_AROUND_A_NUMBER = ",;:!?\"'()"
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, articles and spare space."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Lower case, without punctuation, articles and spare space; a number keeps sign and point."""
+    words = map(_normalised_word, text.lower().split())
+    return " ".join(word for word in words if word and word not in _ARTICLES)
 
 
 def is_exact_match(completion: str, task: Task) -> bool:
-    """Whether the tagged answer is the oracle's, once both are normalised."""
+    """Whether the tagged answer is one of the right ones: as numbers, else once normalised."""
     answer = extract_tag(completion, ANSWER_TAG)
-    return answer is not None and normalised(answer) == normalised(task.answer)
+    return answer is not None and any(_matches(answer, oracle) for oracle in task.answers)
 
 
 def answer_f1(completion: str, task: Task) -> float:
-    """The harmonic mean of precision and recall over the words of the tagged answer."""
+    """The harmonic mean of precision and recall over the words of the tagged answer.
+
+    Of several right answers the one counts that gives most.
+    """
     answer = extract_tag(completion, ANSWER_TAG)
-    words, expected = normalised(answer or "").split(), normalised(task.answer).split()
+    return 0.0 if answer is None else max(_f1(answer, oracle) for oracle in task.answers)
+
+
+def _normalised_word(word: str) -> str:
+    number = read_number(word.strip(_AROUND_A_NUMBER))
+    if number is None or number.unit not in ("", "%"):
+        return word.translate(_PUNCTUATION)
+    whole, point, decimals = f"{number.value:f}".partition(".")
+    return (whole + point + decimals.rstrip("0")).removesuffix(".")
+
+
+def _matches(answer: str, oracle: str) -> bool:
+    number, expected = read_number(answer), read_number(oracle)
+    if number is not None and expected is not None:
+        return number.equals(expected)
+    return normalised(answer) == normalised(oracle)
+
+
+def _f1(answer: str, oracle: str) -> float:
+    if _matches(answer, oracle):
+        return 1.0
+    words, expected = normalised(answer).split(), normalised(oracle).split()
     shared = (Counter(words) & Counter(expected)).total()
     if not shared:
-        return float(answer is not None and words == expected)
+        return 0.0
     precision, recall = shared / len(words), shared / len(expected)
     return 2 * precision * recall / (precision + recall)

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.own_code import code_of_the_user, function_name, import_function
-from common.rewards.answers import answer_check, number_check
+from common.rewards.answers import answer_check, boxed, last_number, number_check
 from common.rewards.tags import format_approx, format_exact
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
@@ -41,6 +41,8 @@ class Reward:
 TEXT_REWARDS: Mapping[str, RewardFunction] = {
     "answer_check": answer_check,
     "number_check": number_check,
+    "last_number": last_number,
+    "boxed": boxed,
     "format_exact": format_exact,
     "format_approx": format_approx,
 }

@@ -14,6 +14,10 @@ from common.tasks.task import Task
         ("Halley's comet", "halleys comet"),
         ("theatre", "theatre"),
         ("1,234", "1234"),
+        ("born (in 1,234.50)", "born in 1234.5"),
+        ("-5 a day", "-5 day"),
+        ("$18 at 50%", "18 at 50"),
+        ("18kg", "18kg"),
         ("...", ""),
     ],
 )
@@ -43,3 +47,26 @@ def test_without_an_answer_in_tags_there_is_no_score():
     for completion in ("Black Sea", "<answer>Black Sea", "<answer>x</answer><answer>y</answer>"):
         assert not is_exact_match(completion, Task(0, "", "Black Sea"))
         assert answer_f1(completion, Task(0, "", "Black Sea")) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "oracle", "exact", "f1"),
+    [
+        ("-5", "5", False, 0.0),
+        ("1.5", "15", False, 0.0),
+        ("1,234.0", "1234", True, 1.0),
+        ("in 1,234", "1234", False, 2 / 3),
+        ("50", "50%", False, 1.0),
+    ],
+)
+def test_numbers_are_compared_as_numbers(answer, oracle, exact, f1):
+    completion, task = f"<answer>{answer}</answer>", Task(0, "", oracle)
+    assert is_exact_match(completion, task) == exact
+    assert answer_f1(completion, task) == pytest.approx(f1)
+
+
+def test_the_best_of_several_right_answers_counts():
+    task = Task(0, "", "Big Apple", alternatives=("New York City",))
+    assert is_exact_match("<answer>New York City</answer>", task)
+    assert answer_f1("<answer>New York</answer>", task) == pytest.approx(0.8)
+    assert answer_f1("<answer>Apple</answer>", task) == pytest.approx(2 / 3)

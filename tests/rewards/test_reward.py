@@ -16,6 +16,8 @@ def test_the_default_weights_sum_by_hand():
     assert {reward.name: reward.weight for reward in rewards} == {
         "answer_check": 1.0,
         "number_check": 0.0,
+        "last_number": 0.0,
+        "boxed": 0.0,
         "format_exact": 0.1,
         "format_approx": 0.0,
     }
@@ -23,6 +25,8 @@ def test_the_default_weights_sum_by_hand():
     assert scores == {
         "answer_check": 1.0,
         "number_check": 1.0,
+        "last_number": 1.0,
+        "boxed": 0.0,
         "format_exact": 1.0,
         "format_approx": 1.0,
     }

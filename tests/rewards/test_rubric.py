@@ -108,6 +108,8 @@ def test_its_parts_are_scores_of_the_rollout_and_it_counts_with_its_weight(load)
             1,
         ),
         ("check: numeric\n    parameters: {tolerance: 1e-1}", "<answer> six</answer>", 0),
+        ("check: numeric\n    parameters: {tolerance: 0.3}", "<answer> $6.3</answer>", 1),
+        ("check: numeric\n    parameters: {tolerance: 1}", "<think><answer>6</answer></think>", 0),
         ("function: format_approx", "<answer> 6", 0.25),
     ],
 )
