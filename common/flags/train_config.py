@@ -178,8 +178,8 @@ class ObjectiveFlags:
     """Completions that were cut at their limit: keep them, mask them out of the loss, or take a
     penalty from their reward (DAPO's soft overlong punishment)."""
     overlong_buffer: float = 0.25
-    """With --overlong penalty: the last share of --max-completion-tokens, over which the penalty
-    grows to 1."""
+    """With --overlong penalty: the last share of --max-completion-tokens, or of what --max-length
+    leaves room for, over which the penalty grows to 1."""
     dynamic_sampling: int = 1
     """Draw up to this many times the tasks of a step, until --rollouts-per-step groups have
     rewards that differ; 1 draws once and keeps all groups."""

@@ -137,12 +137,15 @@ def preference_metrics(experiences: Iterable[Experience]) -> Metrics:
     """How far the policy has moved from its reference on good and on bad completions.
 
     `chosen` and `rejected` are the mean of log(policy / reference), summed over a completion, over
-    completions with positive and with negative advantage.
+    completions with positive and with negative advantage. One of which no token is learned from is
+    neither.
     """
     chosen: list[float] = []
     rejected: list[float] = []
     for experience in experiences:
         if experience.log_probs_ref is None or experience.advantages is None:
+            continue
+        if not experience.sampled.any():
             continue
         shift = float((experience.log_probs_old - experience.log_probs_ref).double().sum())
         advantage = float(experience.advantages.mean())

@@ -17,7 +17,7 @@ from common.rollout.chat import ChatFormat
 from common.rollout.generate import Generator, LocalGenerator
 from common.rollout.rollout import Conversation, Correctness, rollout, single_turn
 from common.rollout.sampling import EVALUATION_STEP, Sampling
-from common.rollout.trajectory import Group
+from common.rollout.trajectory import Group, Trajectory
 from common.tasks.task import Task
 from common.training.ranks import ALONE, Ranks
 from common.training.task_order import tasks_of_step
@@ -92,20 +92,20 @@ class Collector:
         return with_signal[: self._config.rollouts_per_step] + broken
 
     def _penalised(self, group: Group) -> Group:
-        config = self._config
         rollouts = [
-            replace(
-                rollout,
-                reward=rollout.reward
-                + soft_overlong_penalty(
-                    rollout.trajectory.num_sampled,
-                    config.max_completion_tokens,
-                    config.overlong_buffer,
-                ),
-            )
+            replace(rollout, reward=rollout.reward + self._penalty(rollout.trajectory))
             for rollout in group.rollouts
         ]
         return replace(group, rollouts=rollouts)
+
+    def _penalty(self, trajectory: Trajectory) -> float:
+        """By the limit that comes first: --max-length less what was given, or that of completions."""
+        config, sampled = self._config, trajectory.num_sampled
+        room = config.max_length - (len(trajectory.token_ids) - sampled)
+        limit = min(config.max_completion_tokens, room)
+        return soft_overlong_penalty(
+            sampled, limit, config.overlong_buffer, cut=trajectory.truncated
+        )
 
     def evaluate(self, tasks: Sequence[Task]) -> list[Group]:
         """Groups of `--eval-group-size`, with the same random numbers each time.

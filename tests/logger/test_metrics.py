@@ -148,6 +148,9 @@ def test_preference_metrics_are_sums_over_completions_by_sign_of_the_advantage()
     ]
     metrics = preference_metrics(experiences)
     assert metrics == {"rewards/chosen": 0.5, "rewards/rejected": -2.0, "rewards/margins": 2.5}
+    masked = [replace(one, sampled=torch.zeros(3, dtype=torch.bool)) for one in experiences]
+    assert preference_metrics([*experiences, masked[0], masked[2]]) == metrics
+    assert preference_metrics([experiences[0], masked[2]]) == {}
     assert preference_metrics(experiences[:2]) == {}
     assert preference_metrics([make_experience(1.0, [-1.0, -1.0], None)]) == {}
 

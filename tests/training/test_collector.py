@@ -1,6 +1,7 @@
 """Dynamic sampling and overlong handling, with completions from a script."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -16,6 +17,7 @@ from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Completion, Request
 from common.rollout.rollout import single_turn
+from common.rollout.trajectory import Segment, Trajectory
 from common.tasks.task import Task
 from common.tools.calls import CallRecord
 from common.training.collector import Collector
@@ -102,6 +104,39 @@ def test_the_overlong_penalty_enters_the_reward(tokenizer):
         expected = [-max(0, length - 2) / 2 for length in lengths]
         differences = [a - b for a, b in zip(after.rewards, before.rewards, strict=True)]
         assert differences == pytest.approx(expected)
+
+
+def test_the_overlong_penalty_counts_what_the_length_of_the_sequence_cuts(tokenizer):
+    """Prompts leave room for 3 tokens of 8. Completions have 1, 2, 3 and, cut, 3: the penalty grows
+    over the last two, so that it is 0, 1/2, 1 and 1."""
+    (prompt,) = {len(ChatFormat(tokenizer, "").prompt_ids(task.question)) for task in TASKS[:10]}
+    flags = {"max_length": prompt + 3, "rollouts_per_step": 10}
+    converse = partial(cut_at_length, max_length=prompt + 3)
+    collector, _ = collect(tokenizer, converse, overlong="penalty", overlong_buffer=2 / 3, **flags)
+    groups = collector.train(TASKS[:10], 1)
+    penalties = [
+        [rollout.reward - rollout.scores["length"] for rollout in group.rollouts]
+        for group in groups
+        if group.task.task_id % 2 == 0
+    ]
+    assert penalties == [[0, pytest.approx(-0.5), -1, -1]] * 5
+
+
+def cut_at_length(openings, *, max_length, max_completion_tokens, **settings):
+    """As the generator does it, which a script stands in for here."""
+    done = single_turn(openings, max_completion_tokens=max_completion_tokens, **settings)
+    return [
+        (shortened(trajectory, max_length - len(trajectory.segments[0].token_ids)), text)
+        for trajectory, text in done
+    ]
+
+
+def shortened(trajectory: Trajectory, room: int) -> Trajectory:
+    prompt, sampled = trajectory.segments
+    if len(sampled.token_ids) <= room:
+        return trajectory
+    kept = Segment(sampled.token_ids[:room], True, sampled.log_probs[:room])
+    return Trajectory((prompt, kept), "context")
 
 
 def test_masked_overlong_completions_have_no_token_to_learn_from(tokenizer):
