@@ -35,6 +35,8 @@ class Experience:
     """As the sampler saw them; compared with `log_probs_old` to find mismatches."""
     log_probs_old: Float[Tensor, " time"]
     """Under the policy that sampled: the sampler's until the learner has recomputed them."""
+    scored_at: int | None = None
+    """How many optimizer steps the policy had done when it computed `log_probs_old`."""
     log_probs_ref: Float[Tensor, " time"] | None = None
     entropy: Float[Tensor, " time"] | None = None
     advantages: Float[Tensor, " time"] | None = None
@@ -136,6 +138,8 @@ class ExperienceBatch:
     log_probs_ref: Float[Tensor, "batch time"] | None
     advantages: Float[Tensor, "batch time"] | None
     num_tokens: int
+    on_policy: bool = False
+    """Whether the policy has not moved since it computed `log_probs_old`."""
 
     @classmethod
     def collate(cls, experiences: Sequence[Experience], device: torch.device) -> ExperienceBatch:
@@ -164,13 +168,16 @@ class ExperienceBatch:
     def tokens(self, log_probs: Float[Tensor, "batch time"], totals: BatchTotals) -> TokenBatch:
         """What the loss is made of, with the log-probs under the policy as it is now.
 
+        On policy they are the old ones, too, so that the ratio is 1: in low precision rounding,
+        which differs with the shape of a batch, would move it out of a narrow clip range.
+
         Raises `ValueError` for experiences without advantages.
         """
         if self.advantages is None:
             raise ValueError("nothing says which of these experiences are good: no advantages")
         return TokenBatch(
             log_probs,
-            self.log_probs_old,
+            log_probs.detach() if self.on_policy else self.log_probs_old,
             self.log_probs_sampler,
             self.log_probs_ref,
             self.advantages,

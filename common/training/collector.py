@@ -99,7 +99,7 @@ class Collector:
         return replace(group, rollouts=rollouts)
 
     def _penalty(self, trajectory: Trajectory) -> float:
-        """By the limit that comes first: --max-length less what was given, or that of completions."""
+        """By the limit that comes first: of completions, or --max-length less what was given."""
         config, sampled = self._config, trajectory.num_sampled
         room = config.max_length - (len(trajectory.token_ids) - sampled)
         limit = min(config.max_completion_tokens, room)

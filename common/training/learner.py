@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -89,6 +90,8 @@ class OptimizerBatch:
         self._sums = StepSums()
         self._share = learner.ranks.share(sorted(experiences, key=len))
         size = learner.config.micro_batch_size
+        done = learner.global_step
+        self._on_policy = all(experience.scored_at == done for experience in experiences)
         self.totals = totals_of(experiences)
         """Counted over all ranks: the denominators of the loss."""
         self.rounds = max(learner.ranks.merge(math.ceil(len(self._share) / size)))
@@ -102,7 +105,11 @@ class OptimizerBatch:
         size = self._learner.config.micro_batch_size
         device = next(self._learner.policy.parameters()).device
         blank = ExperienceBatch.collate([_BLANK], device)
-        batches = chain(micro_batches(self._share, size, device), repeat(blank))
+        own = (
+            replace(micro, on_policy=self._on_policy)
+            for micro in micro_batches(self._share, size, device)
+        )
+        batches = chain(own, repeat(blank))
         return islice(batches, self.rounds)
 
     def record(

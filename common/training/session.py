@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -207,7 +207,8 @@ class Session:
         with self.timer("log_probs"):
             mask_truncated = self.config.overlong == "mask"
             experiences = experiences_from(groups, mask_truncated=mask_truncated)
-            return self.ranks.split(experiences, score)
+            done = self.learner.global_step
+            return [replace(one, scored_at=done) for one in self.ranks.split(experiences, score)]
 
     def report(self, step: int, groups: Sequence[Group], experiences: Sequence[Experience]) -> None:
         """Log a step: its rollouts, its rewards, what it cost, and samples of it."""

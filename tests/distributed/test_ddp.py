@@ -168,7 +168,9 @@ def test_one_and_two_processes_have_the_same_rows(launched, tmp_path):
         train_here(*flags_of("one", 3), *QUIET, experiment=EXPERIMENT, log_dir=tmp_path)
     two = launched.directory("two")
     assert_same_but_for_rounding(two, directory_of(tmp_path, "one"))
-    assert sum("training_step/loss" in row for row in read_rows(two / "metrics.jsonl")) == 6
+    steps = [row for row in read_rows(two / "metrics.jsonl") if "training_step/loss" in row]
+    assert len(steps) == 6
+    assert [row["training_step/ratio_max"] == 1 for row in steps] == [True, False] * 3
 
 
 def test_the_first_rank_alone_writes(launched):

@@ -189,7 +189,7 @@ def nan_run() -> None:
     """A whole run in which what the second rank learns from in the third optimizer step is NaN."""
 
     def broken(micro: ExperienceBatch) -> ExperienceBatch:
-        return replace(micro, log_probs_old=micro.log_probs_old * torch.nan)
+        return replace(micro, log_probs_ref=micro.log_probs_sampler * torch.nan)
 
     with pytest.MonkeyPatch.context() as patch:
         spoil(patch, 3, broken)
