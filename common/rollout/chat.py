@@ -104,7 +104,7 @@ class ChatFormat:
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
         return [
             len(whole)
-            if self.count_special(whole) == self._num_special
+            if self.count_protected(whole) == self._num_protected
             else len(self.prompt_ids(question))
             for question, whole in zip(questions, encoded.input_ids, strict=True)
         ]
