@@ -5,7 +5,6 @@ Classes and other callables count as functions.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import sys
 import traceback
@@ -17,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from common.errors import UserError
+from common.imports_beside import imported_files
 
 
 def names_own_code(value: str) -> bool:
@@ -48,13 +48,22 @@ def import_function(flag: str, path: str) -> Callable[..., Any]:
     return function
 
 
-def source_digest(flag: str, path: str) -> str | None:
-    """SHA-256 of the file that a function is named in; None for a module without one.
+def sources(flag: str, path: str) -> dict[str, Path]:
+    """The file that a function is named in, and what it imports from beside it, and these in turn.
 
-    What that file imports is not in it. Raises `UserError` as `import_function` does.
+    Each by its path from where Python finds it, the function's own first. A module without a file
+    has none. Raises `UserError` as `import_function` does.
     """
-    source = getattr(_import_module(flag, path), "__file__", None)
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None
+    module = _import_module(flag, path)
+    if getattr(module, "__file__", None) is None:
+        return {}
+    file = Path(str(module.__file__)).resolve()
+    is_module = not _is_file(path.rpartition(":")[0])
+    depth = is_module and module.__name__.count(".") + (file.name == "__init__.py")
+    root = file.parents[depth]
+    with code_of_the_user(flag, path):
+        files = [file, *imported_files(file, root)]
+    return {str(source.relative_to(root)): source for source in files}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Functions of the user's: found by module and by file, and every mistake one line."""
 
-import hashlib
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +12,7 @@ from common.own_code import (
     function_name,
     import_function,
     names_own_code,
-    source_digest,
+    sources,
 )
 
 
@@ -110,17 +110,48 @@ def test_what_is_raised_later_names_the_flag():
         raise ValueError("two\nlines")
 
 
-def test_the_digest_is_that_of_the_file_that_is_named(here):
-    text = "def f():\n    return 1\n"
-    write(here / "mine.py", text)
-    expected = hashlib.sha256(text.encode()).hexdigest()
-    assert source_digest("--f", "mine:f") == source_digest("--f", "mine.py:f") == expected
-    write(here / "mine.py", text + "# other\n")
-    assert source_digest("--f", "mine:f") not in (None, expected)
+@pytest.mark.parametrize("path", ["mine:f", "mine.py:f", "below/../mine.py:f"])
+def test_the_sources_of_a_function_are_its_file_and_what_lies_beside_it(here, path):
+    write(here / "mine.py", "import json\nimport helper\ndef f():\n    return 1\n")
+    write(here / "helper.py", "import helper\n")
+    write(here / "below" / "other.py", "")
+    expected = {"mine.py": here / "mine.py", "helper.py": here / "helper.py"}
+    assert sources("--f", path) == expected
+    assert list(sources("--f", path)) == list(expected)
 
 
-def test_what_has_no_file_has_no_digest():
-    assert source_digest("--f", "builtins:len") is None
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("mine_pack.inner.mod:f", ["inner/mod", "beside", "__init__", "inner/__init__"]),
+        ("mine_pack:f", ["__init__"]),
+        ("mine_pack/beside.py:f", ["beside"]),
+    ],
+)
+def test_a_package_lies_beside_its_own_modules(here, path, expected):
+    write(here / "mine_pack" / "__init__.py", "def f(): ...\n")
+    write(here / "mine_pack" / "inner" / "__init__.py", "")
+    write(here / "mine_pack" / "inner" / "mod.py", "from .. import beside\nf = beside.f\n")
+    write(here / "mine_pack" / "beside.py", "def f(): ...\n")
+    top = "" if path.startswith("mine_pack/") else "mine_pack/"
+    assert set(sources("--f", path)) >= {f"{top}{name}.py" for name in expected[:2]}
+
+
+def test_what_has_no_file_has_no_sources():
+    assert sources("--f", "builtins:len") == {}
+
+
+def test_what_is_installed_is_not_looked_into():
+    assert list(sources("--f", "textwrap:dedent")) == ["textwrap.py"]
+    assert list(sources("--f", "tyro:cli")) == ["tyro/__init__.py"]
+    assert [Path(name).suffix for name in sources("--f", "_json:make_encoder")] in ([], [".so"])
+
+
+def test_a_module_that_is_broken_and_imported_late_is_named(here):
+    write(here / "mine.py", "def f():\n    import broken\n")
+    write(here / "broken.py", "def g(:\n")
+    with pytest.raises(UserError, match=r"^--f mine:f: raised SyntaxError: .*broken\.py, line 1"):
+        sources("--f", "mine:f")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 
 from common.algo.variants import defaults_of
 from common.errors import UserError
-from common.flags.markers import FREE, OWN_CODE, ROUNDING
+from common.flags.markers import CONTENT, FREE, OWN_CODE, ROUNDING
 from common.flags.objective_flag import find_row
 from common.flags.spelling import as_given
 from common.models.load import ModelOptions
@@ -70,7 +70,7 @@ def by_objective(otherwise: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
-    model_name: str = "tiny"
+    model_name: Annotated[str, CONTENT] = "tiny"
     """Bundled name (tiny), directory, or Hub id of the policy."""
     device: Annotated[str, ROUNDING] = "auto"
     """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:N or mps."""
@@ -96,7 +96,7 @@ class ModelFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFlags:
-    data_path: Path | None = None
+    data_path: Annotated[Path | None, CONTENT] = None
     """JSONL file with question and answer per line (GSM8K's form included). Default: the
     experiment's own tasks in data/."""
     max_prompts: int | None = None
@@ -112,7 +112,7 @@ class TaskFlags:
     reward: Annotated[tuple[str, ...], OWN_CODE] = ()
     """Your own reward functions as module:function or file.py:function (weight 1 unless named in
     the weights)."""
-    rubric_file: Path | None = None
+    rubric_file: Annotated[Path | None, CONTENT] = None
     """YAML file of named criteria that add up to one more reward, called rubric."""
     rubric_weight: float = 1.0
     """Weight of that reward; 0 only logs it."""
@@ -344,6 +344,11 @@ class TrainConfig(
             self.lora_alpha,
             self.load_in_4bit,
         )
+
+    @property
+    def tasks_file(self) -> Path:
+        """Where the tasks are."""
+        return self.data_path or self.data_file
 
     @property
     def watches_kl(self) -> bool:

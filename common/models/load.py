@@ -37,6 +37,9 @@ _LOADING_ERRORS = (
     *(SafetensorError, StrictDataclassError, HTTPError),
 )
 
+# Of the files in a model's directory, those of its weights, its tokenizer and its own code.
+_FILES_OF_MODELS = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".py")
+
 # Bytes; what torch allocates begins at a multiple of it.
 ALIGNMENT = 64
 
@@ -71,6 +74,11 @@ def locate(model_name: str) -> str:
     """The directory of a bundled model; any other name as it is."""
     bundled = BUNDLED / model_name
     return str(bundled) if (bundled / "config.json").is_file() else model_name
+
+
+def files_of_model(directory: Path) -> list[Path]:
+    """What a model in a directory is loaded from."""
+    return [file for file in directory.iterdir() if file.suffix in _FILES_OF_MODELS]
 
 
 def is_bundled(model_name: str) -> bool:

@@ -100,11 +100,11 @@ def load_rubric(path: Path, functions: Mapping[str, RewardFunction]) -> Rubric:
     return Rubric(str(name), found)
 
 
-def own_functions(path: Path) -> list[str]:
-    """The user's own functions that a rubric names, as they are imported."""
+def own_functions(path: Path) -> dict[str, str]:
+    """The user's own functions that a rubric names, as it names them and as they are imported."""
     content = read_yaml(FLAG, path)
     named = [str(entry.get("function", "")) for entry in content["criteria"]]
-    return [anchored(name, path.parent) for name in named if names_own_code(name)]
+    return {name: anchored(name, path.parent) for name in named if names_own_code(name)}
 
 
 def _criterion(

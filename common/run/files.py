@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 PARTIAL = ".partial"
 # The file of a run with what was recorded of its model for figures.
 SNAPSHOTS = "snapshots.jsonl"
+# Bytes: files up to this size are known by all they hold, larger ones by samples of it.
+WHOLE_UP_TO, SAMPLED_EVERY, SAMPLE = 2**26, 2**22, 2**16
 
 
 def beside(path: Path) -> Path:
@@ -49,9 +51,26 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sha256_of_all(root: Path, files: Iterable[Path]) -> str:
+def sampled_sha256(path: Path) -> str:
+    """The digest of a file; of a large one, of its size and of 64 KiB in every 4 MiB.
+
+    So the weights of a model are told from those of a model that was trained further, which is
+    another in nearly every number, in a sixtieth of the time; a change of a few numbers is missed.
+    """
+    size = path.stat().st_size
+    if size <= WHOLE_UP_TO:
+        return sha256(path)
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb", buffering=0) as stream:
+        for start in range(0, size, SAMPLED_EVERY):
+            stream.seek(start)
+            digest.update(stream.read(SAMPLE))
+    return digest.hexdigest()
+
+
+def sha256_of_all(root: Path, files: Iterable[Path], digest: Callable[[Path], str] = sha256) -> str:
     """The digest of several files and of their names below `root`."""
-    lines = (f"{file.relative_to(root).as_posix()} {sha256(file)}" for file in sorted(files))
+    lines = (f"{file.relative_to(root).as_posix()} {digest(file)}" for file in sorted(files))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -10,10 +10,10 @@ import torch
 from common.errors import UserError
 from common.flags.markers import FREE, ROUNDING, marked
 from common.flags.saved import as_json
-from common.flags.spelling import as_given
+from common.flags.spelling import as_given, flag_name
 from common.flags.train_config import TrainConfig
 from common.run.checkpoint import Checkpoint
-from common.run.record import content, data_digest, own_code
+from common.run.inputs import inputs
 
 _REMEDY = "or start a new run without --resume"
 
@@ -21,32 +21,39 @@ _REMEDY = "or start a new run without --resume"
 def refuse_other_numbers(config: TrainConfig, saved: Mapping[str, Any]) -> None:
     """Raise `UserError` for a flag with which the resumed run would not be the same run.
 
-    A flag that is younger than the run, which therefore knows nothing of it, is not compared.
+    A flag that is younger than the run, which therefore knows nothing of it, is not compared, and
+    one whose content the run has recorded is not compared by the place where that lies.
     """
     may_differ = marked(type(config), FREE) | marked(type(config), ROUNDING)
     for name, value in as_json(config).items():
-        if name in saved and name not in may_differ and value != saved[name]:
-            raise UserError(
-                f"{as_given(name, value)}: the run to resume has {_before(name, saved)}; "
-                f"leave the flag out, {_REMEDY}"
-            )
+        known = name in may_differ or _recorded(name, saved)
+        if name in saved and not known and value != saved[name]:
+            raise UserError(_other_value(name, value, saved))
 
 
 def refuse_other_content(config: TrainConfig, saved: Mapping[str, Any]) -> None:
-    """Raise `UserError` for data or own code that has changed under its name since the run began.
+    """Raise `UserError` for an input that does not hold what it held when the run began.
 
-    A run that has not recorded what they were is not compared.
+    A run that has not recorded what that was is not compared.
     """
-    path = config.data_path or config.data_file
-    if "data_digest" in saved and data_digest(config) != saved["data_digest"]:
-        raise UserError(_changed(f"--data-path {path}"))
-    for name, digest in content(config):
-        if digest != saved.get("content", {}).get(name, digest):
-            raise UserError(_changed(name))
-    if "own_code" in saved:
-        for name, digest in own_code(config):
-            if digest != saved["own_code"].get(name, digest):
-                raise UserError(_changed(name))
+    values = as_json(config)
+    there: dict[str, list[str]] = {name: [] for name in values}
+    for given in inputs(config):
+        if given.digest != _recorded(given.name, saved).get(given.key, given.digest):
+            raise UserError(
+                f"{given.given}: does not hold what the run to resume began with; put that back, "
+                f"{_REMEDY}"
+            )
+        there[given.name].append(given.key)
+    for name, keys in there.items():
+        if (recorded := _recorded(name, saved)) and list(recorded) != keys:
+            raise UserError(_other_value(name, values[name], saved))
+
+
+def _recorded(name: str, saved: Mapping[str, Any]) -> dict[str, str | None]:
+    """The digests of a flag's inputs when the run began; none if it did not record them."""
+    digests = saved.get("inputs", {})
+    return {key: digest for key, digest in digests.items() if key.split()[0] == flag_name(name)}
 
 
 def notable_differences(
@@ -81,5 +88,6 @@ def _before(name: str, saved: Mapping[str, Any]) -> str:
     return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
-def _changed(name: str) -> str:
-    return f"{name}: has changed since the run to resume began; put it back, {_REMEDY}"
+def _other_value(name: str, value: object, saved: Mapping[str, Any]) -> str:
+    before = _before(name, saved)
+    return f"{as_given(name, value)}: the run to resume has {before}; leave the flag out, {_REMEDY}"

@@ -74,7 +74,7 @@ def _mirrored(config: TrainConfig, directory: RunDirectory) -> dict[str, dict[st
 
 def _artifact_sources(config: TrainConfig, directory: RunDirectory) -> dict[str, Any]:
     return {
-        "data_file": str(config.data_path or config.data_file),
+        "data_file": str(config.tasks_file),
         "checkpoints": str(directory.checkpoints),
         "left_out": [MANIFEST, STATE],
     }

@@ -16,7 +16,7 @@ def load_task_split(config: TrainConfig) -> tuple[list[Task], list[Task]]:
 
     Raises `UserError` if the training tasks do not fill one rollout batch.
     """
-    path = config.data_path or config.data_file
+    path = config.tasks_file
     tasks = select_tasks(load_tasks(path, config.column_types), config.max_terms, config.max_digits)
     train, held_out = split_tasks(tasks)
     train = train[: config.max_prompts]

@@ -209,7 +209,10 @@ def test_a_file_of_the_users_is_found_from_the_rubric(load, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert load(rubric).criteria[0].score(RIGHT, TASK) == 1
     path = tmp_path / "rubric.yaml"
-    assert own_functions(path) == [f"{tmp_path}/own_criteria.py:marks", "own_criteria:broken"]
+    assert own_functions(path) == {
+        "own_criteria.py:marks": f"{tmp_path}/own_criteria.py:marks",
+        "own_criteria:broken": "own_criteria:broken",
+    }
     with pytest.raises(UserError, match=r"criterion a, function: .*/lost\.py:f: no such file"):
         load("criteria: [{name: a, function: 'lost.py:f'}]")
 

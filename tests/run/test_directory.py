@@ -17,9 +17,10 @@ from common.errors import UserError
 from common.flags.markers import CONTENT
 from common.flags.train_config import TrainConfig, resolve_defaults
 from common.run import directory as directory_module
+from common.run import files as files_module
 from common.run import record as record_module
 from common.run.directory import choose_run, create_run, find_run
-from common.run.files import sha256_of_all
+from common.run.files import sampled_sha256, sha256_of_all
 from tests.helpers import random_model
 
 
@@ -263,30 +264,45 @@ def digest_of(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+# What a run is made of: names below a directory, and what they hold.
+OWN_FILES = {
+    "by_module.py": "import helper\ndef mine(completion, task):\n    return 1.0\n",
+    "by_file.py": "def other(completion, task):\n    return 1.0\n",
+    "objectives.py": "def mine(flags): ...\n",
+    "criteria.py": "def mine(completion, task):\n    return 1.0\n",
+    "helper.py": "",
+    "tasks.jsonl": '{"question": "1+1", "answer": "2"}\n',
+    "rubric.yaml": "criteria: [{name: a, function: 'criteria.py:mine'}]\n",
+    "library/a.md": "text",
+    "library/.index/a.md": "text",
+    "model/config.json": "{}",
+    "model/model.safetensors": "weights",
+    "model/README.md": "text",
+}
+
+
+def write_own(directory):
+    """The flags of the files, which are written there."""
+    for name, text in OWN_FILES.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text)
+    return {
+        "library": directory / "library",
+        "model_name": f"{directory}/model",
+        "data_path": directory / "tasks.jsonl",
+        "reward": ("by_module:mine", f"{directory}/by_file.py:other"),
+        "rubric_file": directory / "rubric.yaml",
+        "objective": f"{directory}/objectives.py:mine",
+    }
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A data file, own rewards, an own objective, and a rubric that names a function: their flags.
-
-    Python finds a module by its name for as long as it runs, so each test has another one.
-    """
+    """Flags that name files: what is imported from them is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    for name in ("by_module", "by_file", "objectives", "criteria"):
-        (tmp_path / f"{name}.py").write_text("def mine(completion, task):\n    return 1.0\n")
-    (tmp_path / "tasks.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
-    rubric = "criteria: [{name: a, function: 'criteria.py:mine'}]\n"
-    (tmp_path / "rubric.yaml").write_text(rubric)
-    for name in ("a.md", ".index/a.md"):
-        (tmp_path / "library" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "library" / name).write_text("text")
-    return {
-        "library": tmp_path / "library",
-        "data_path": tmp_path / "tasks.jsonl",
-        "reward": ("by_module:mine", f"{tmp_path}/by_file.py:mine"),
-        "rubric_file": tmp_path / "rubric.yaml",
-        "objective": f"{tmp_path}/objectives.py:mine",
-    }
+    return write_own(tmp_path)
 
 
 def test_the_record_holds_what_the_run_is_made_of(tmp_path, configure, model, own):
@@ -294,22 +310,34 @@ def test_the_record_holds_what_the_run_is_made_of(tmp_path, configure, model, ow
     run = choose_run(config, silent)
     record = create_run(run, config, model)
     assert record == json.loads(run.directory.config_file.read_text())
-    assert record["data_digest"] == digest_of(tmp_path / "tasks.jsonl")
-    assert record["own_code"] == {
-        "--reward by_module:mine": digest_of(tmp_path / "by_module.py"),
-        f"--reward {tmp_path}/by_file.py:mine": digest_of(tmp_path / "by_file.py"),
-        f"--objective {tmp_path}/objectives.py:mine": digest_of(tmp_path / "objectives.py"),
-        f"--rubric-file {tmp_path}/rubric.yaml": digest_of(tmp_path / "rubric.yaml"),
-        f"--rubric-file {tmp_path}/criteria.py:mine": digest_of(tmp_path / "criteria.py"),
+    of_directories = ("--library", "--model-name")
+    assert {k: v for k, v in record["inputs"].items() if k not in of_directories} == {
+        "--data-path": digest_of(tmp_path / "tasks.jsonl"),
+        "--reward mine": digest_of(tmp_path / "by_module.py"),
+        "--reward mine imports helper.py": digest_of(tmp_path / "helper.py"),
+        "--reward other": digest_of(tmp_path / "by_file.py"),
+        "--objective mine": digest_of(tmp_path / "objectives.py"),
+        "--rubric-file": digest_of(tmp_path / "rubric.yaml"),
+        "--rubric-file criteria.py:mine": digest_of(tmp_path / "criteria.py"),
     }
+    assert {len(record["inputs"][name]) for name in of_directories} == {64}
 
 
-def test_what_is_built_in_is_not_own_code(configure, model):
+def test_what_is_built_in_is_no_own_code(configure, model):
     config = configure(run_name="one")
     record = create_run(choose_run(config, silent), config, model)
-    assert (record["objective"], record["own_code"]) == ("grpo", {})
-    assert record["data_digest"] == digest_of(config.data_file)
-    assert record["content"] == {}
+    assert record["objective"] == "grpo"
+    assert list(record["inputs"]) == ["--data-path", "--model-name"]
+    assert record["inputs"]["--data-path"] == digest_of(config.data_file)
+
+
+def test_a_model_of_the_hub_is_known_by_its_name_alone(configure, begun):
+    begun(run_name="one", model_name="some/model")
+    choose_run(configure(run_name="one", resume=True, model_name="some/model"), print)
+    with pytest.raises(UserError, match=r"^--model-name other/model: the run to resume has some/"):
+        choose_run(configure(run_name="one", resume=True, model_name="other/model"), silent)
+    with pytest.raises(UserError, match=r"^--model-name tiny: the run to resume has some/model; "):
+        choose_run(configure(run_name="one", resume=True), silent)
 
 
 def test_a_digest_of_several_files_is_of_names_and_content(tmp_path):
@@ -321,6 +349,22 @@ def test_a_digest_of_several_files_is_of_names_and_content(tmp_path):
     first = digest({"a": "1", "b": "2"})
     assert first == digest({"b": "2", "a": "1"})
     assert len({first, digest({"a": "2", "b": "1"}), digest({"a": "1", "c": "2"})}) == 3
+
+
+@pytest.mark.parametrize(("position", "seen"), [(0, True), (63, True), (64, False), (-1, True)])
+def test_a_large_file_is_known_by_its_size_and_samples_of_it(tmp_path, monkeypatch, position, seen):
+    for name, value in {"WHOLE_UP_TO": 999, "SAMPLED_EVERY": 100, "SAMPLE": 64}.items():
+        monkeypatch.setattr(files_module, name, value)
+    content = bytearray(bytes(range(250)) * 4 + b"xyz")
+    (tmp_path / "weights").write_bytes(content)
+    digest = sampled_sha256(tmp_path / "weights")
+    content[position] ^= 1
+    (tmp_path / "weights").write_bytes(content)
+    assert (sampled_sha256(tmp_path / "weights") != digest) is seen
+    (tmp_path / "weights").write_bytes(content[:-1] + b"zz")
+    assert sampled_sha256(tmp_path / "weights") != digest
+    (tmp_path / "small").write_bytes(content[:999])
+    assert sampled_sha256(tmp_path / "small") == digest_of(tmp_path / "small")
 
 
 def test_code_that_is_not_committed_has_another_digest(configure, model, monkeypatch, tmp_path):
@@ -336,58 +380,133 @@ def test_code_that_is_not_committed_has_another_digest(configure, model, monkeyp
     assert digests[0] != digests[1] == digests[2]
 
 
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ("tasks.jsonl", "--data-path {tmp_path}/tasks.jsonl"),
-        ("by_module.py", "--reward by_module:mine"),
-        ("by_file.py", "--reward {tmp_path}/by_file.py:mine"),
-        ("objectives.py", "--objective {tmp_path}/objectives.py:mine"),
-        ("rubric.yaml", "--rubric-file {tmp_path}/rubric.yaml"),
-        ("library/a.md", "--library {tmp_path}/library"),
-        ("criteria.py", "--rubric-file {tmp_path}/criteria.py:mine"),
-    ],
-)
-def test_what_has_changed_under_its_name_is_refused(
-    tmp_path, configure, begun, own, changed, named
-):
-    begun(run_name="one", **own)
-    config = configure(run_name="one", resume=True, **own)
-    (tmp_path / "library/.index/a.md").write_text("hidden, and of no meaning")
-    choose_run(config, lambda text: None)
-    (tmp_path / changed).write_text("# other\n" + (tmp_path / changed).read_text())
+CHANGES = [
+    ("tasks.jsonl", "--data-path {there}/tasks.jsonl"),
+    ("by_file.py", "--reward {there}/by_file.py:other"),
+    ("objectives.py", "--objective {there}/objectives.py:mine"),
+    ("rubric.yaml", "--rubric-file {there}/rubric.yaml"),
+    ("library/a.md", "--library {there}/library"),
+    ("criteria.py", "--rubric-file {there}/criteria.py:mine"),
+    ("model/model.safetensors", "--model-name {there}/model"),
+    ("model/config.json", "--model-name {there}/model"),
+]
+CHANGES_OF_MODULES = [
+    ("by_module.py", "--reward by_module:mine"),
+    ("helper.py", "--reward by_module:mine, helper.py"),
+]
+
+
+def refusal(config):
     with pytest.raises(UserError) as caught:
         choose_run(config, silent)
-    assert str(caught.value) == (
-        f"{named.format(tmp_path=tmp_path)}: has changed since the run to resume began; "
-        "put it back, or start a new run without --resume"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("changed", "named"), CHANGES + CHANGES_OF_MODULES)
+def test_what_has_changed_is_refused_by_name(tmp_path, configure, begun, own, changed, named):
+    begun(run_name="one", **own)
+    config = configure(run_name="one", resume=True, **own)
+    for name in ("library/.index/a.md", "model/README.md", "model/.lock"):
+        (tmp_path / name).write_text("of no meaning")
+    choose_run(config, lambda text: None)
+    (tmp_path / changed).write_text("# other\n" + (tmp_path / changed).read_text())
+    assert refusal(config) == (
+        f"{named.format(there=tmp_path)}: does not hold what the run to resume began with; "
+        "put that back, or start a new run without --resume"
+    )
+
+
+def moved(tmp_path, own):
+    """The flags of what is somewhere else now, but for modules, which have no path."""
+    for name in OWN_FILES:
+        if name not in ("by_module.py", "helper.py"):
+            (tmp_path / "moved" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).rename(tmp_path / "moved" / name)
+    text = {
+        name: str(value).replace(str(tmp_path), f"{tmp_path}/moved") for name, value in own.items()
+    }
+    paths = {name: Path(text[name]) for name in ("library", "data_path", "rubric_file")}
+    return own | text | paths | {"reward": (own["reward"][0], f"{tmp_path}/moved/by_file.py:other")}
+
+
+def test_what_has_moved_is_the_same_run_and_stays_where_it_is(
+    tmp_path, configure, begun, own, model
+):
+    begun(run_name="one", **own)
+    elsewhere = configure(run_name="one", resume=True, **moved(tmp_path, own))
+    said: list[str] = []
+    run = choose_run(elsewhere, said.append)
+    assert (run.step, len(said)) == (2, 1)
+    record = create_run(run, elsewhere, model)
+    assert record["data_path"] == f"{tmp_path}/moved/tasks.jsonl"
+    choose_run(elsewhere, said.append)
+
+
+@pytest.mark.parametrize(("changed", "named"), CHANGES)
+def test_what_has_moved_and_changed_is_refused(tmp_path, configure, begun, own, changed, named):
+    begun(run_name="one", **own)
+    config = configure(run_name="one", resume=True, **moved(tmp_path, own))
+    (tmp_path / "moved" / changed).write_text("# other\n" + OWN_FILES[changed])
+    assert refusal(config).startswith(
+        f"{named.format(there=tmp_path / 'moved')}: does not hold what the run to resume began"
+    )
+
+
+def test_the_tasks_of_the_experiment_may_be_named(tmp_path, configure, begun):
+    begun(run_name="one")
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(configure().data_file.read_bytes())
+    limits = {"max_terms": 4, "max_digits": 1}
+    choose_run(configure(run_name="one", resume=True, data_path=copy, **limits), print)
+
+
+@pytest.mark.parametrize(
+    "rewards", [("by_module:mine",), ("{here}/by_file.py:other", "by_module:mine"), ()]
+)
+def test_fewer_functions_and_another_order_are_another_run(
+    tmp_path, configure, begun, own, rewards
+):
+    begun(run_name="one", **own)
+    own["reward"] = tuple(path.format(here=tmp_path) for path in rewards)
+    said = " ".join(["--reward", *own["reward"]])
+    assert refusal(configure(run_name="one", resume=True, **own)) == (
+        f"{said}: the run to resume has by_module:mine {tmp_path}/by_file.py:other; "
+        "leave the flag out, or start a new run without --resume"
     )
 
 
 @pytest.mark.parametrize(
-    ("lost", "complaint"),
+    ("lost", "named"),
     [
-        ("tasks.jsonl", r"^--data-path .*/tasks\.jsonl: cannot be read \(No such file"),
-        ("rubric.yaml", r"^--rubric-file .*/rubric\.yaml: cannot be read \(No such file"),
+        ("tasks.jsonl", "--data-path {there}/tasks.jsonl: cannot be read (No such file or direct"),
+        ("rubric.yaml", "--rubric-file {there}/rubric.yaml: cannot be read (No such file or dire"),
+        ("model", "--model-name {there}/model: cannot be read (No such file or directory); give"),
+        ("library", "--library {there}/library: cannot be read (No such file or directory); giv"),
+        ("by_file.py", "--reward {there}/by_file.py:other: no such file; give its path from"),
     ],
 )
-def test_what_is_lost_is_named(tmp_path, configure, begun, own, lost, complaint):
+def test_what_is_lost_is_named(tmp_path, configure, begun, own, lost, named):
     begun(run_name="one", **own)
-    (tmp_path / lost).unlink()
-    with pytest.raises(UserError, match=complaint):
-        choose_run(configure(run_name="one", resume=True, **own), silent)
+    (tmp_path / lost).rename(tmp_path / "elsewhere")
+    forget = [name for name in sys.modules if name.startswith(str(tmp_path))]
+    for name in forget:
+        del sys.modules[name]
+    config = configure(run_name="one", resume=True, **own)
+    assert refusal(config).startswith(named.format(there=tmp_path))
 
 
-def test_a_run_of_before_that_recorded_less_is_resumed(configure, begun, own):
+def test_a_run_of_before_that_recorded_less_is_resumed(tmp_path, configure, begun, own):
     run = begun(run_name="one", **own)
     record = json.loads(run.directory.config_file.read_text())
-    for name in ("data_digest", "own_code", "objective"):
+    for name in ("inputs", "objective"):
         del record[name]
     run.directory.config_file.write_text(json.dumps(record))
     own["data_path"].write_text("other\n")
     said: list[str] = []
     resumed = choose_run(configure(run_name="one", resume=True, **own), said.append)
     assert (resumed.step, len(said)) == (2, 1)
+    other = configure(run_name="one", resume=True, **{**own, "data_path": tmp_path / "moved"})
+    assert refusal(other).startswith(f"--data-path {tmp_path}/moved: the run to resume has ")
 
 
 def test_the_patch_is_in_the_directory_and_a_later_one_beside_it(

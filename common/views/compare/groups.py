@@ -110,7 +110,7 @@ def _as_text(config: Mapping[str, Any], name: str) -> str:
     if name not in config:
         return ABSENT
     value = config[name]
-    if name in ("git_commit", "data_digest") or name.startswith("own_code."):
+    if name == "git_commit" or name.startswith("inputs."):
         return str(value)[:_SHOWN_OF_A_DIGEST]
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
