@@ -100,7 +100,7 @@ class TaskFlags:
     """JSONL file with question and answer per line (GSM8K's form included). Default: the
     experiment's own tasks in data/."""
     max_prompts: int | None = None
-    """Use only this many of the training tasks."""
+    """Use only this many of the training tasks, drawn by the seed."""
     max_terms: int | None = None
     """Drop tasks with more terms. Default: what a bundled model can do of its own tasks."""
     max_digits: int | None = None
@@ -190,7 +190,7 @@ class EvaluationFlags:
     eval_interval: Annotated[int, FREE] = 5
     """Evaluate every this many steps, besides the start and the end; 0 for those two alone."""
     eval_samples: Annotated[int, FREE] = 256
-    """Held-out tasks to evaluate on; 0 turns evaluation off."""
+    """Held-out tasks to evaluate on, drawn by the seed; 0 turns evaluation off."""
     eval_group_size: Annotated[int, FREE] = 1
     """Completions per held-out task; from 2 on eval/pass_at_k is logged."""
 

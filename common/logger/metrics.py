@@ -333,6 +333,11 @@ class StepSums:
             total = self._components.get(name, torch.zeros_like(value))
             self._components[name] = total + value
 
+    @property
+    def learned(self) -> float:
+        """How many tokens the loss was made of."""
+        return float(self._scored)
+
     @classmethod
     def merged(cls, parts: Sequence[StepSums]) -> StepSums:
         """The sums of an optimizer step whose batch was split, each part into its own."""
@@ -369,7 +374,7 @@ class StepSums:
         """Means over the step's sampled tokens; a step without any has a loss and nothing else."""
         metrics = {"loss": float(self._loss), **self._outcome}
         metrics |= {name: float(total) for name, total in self._components.items()}
-        if scored := float(self._scored):
+        if scored := self.learned:
             metrics |= {name: float(total) / scored for name, total in self._token_sums.items()}
             metrics["ratio_max"] = float(self._ratio_max)
         return {f"training_step/{name}": value for name, value in metrics.items()}
@@ -448,10 +453,10 @@ def batch_metrics(
         sampled = sum(rollout.trajectory.num_sampled for rollout in rollouts)
         metrics["perf/rollout_tokens_per_s"] = sampled / seconds["rollout"]
     if steps:
-        learned = sum(step.tokens for step in steps)
+        learned = sum(step.learned for step in steps)
         metrics["perf/train_tokens_per_s"] = learned / seconds["train"]
         if positions := sum(step.positions for step in steps):
-            metrics["perf/padding_fraction"] = 1 - learned / positions
+            metrics["perf/padding_fraction"] = 1 - sum(step.tokens for step in steps) / positions
     return metrics
 
 

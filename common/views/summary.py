@@ -28,14 +28,14 @@ def before_and_after(run: Run) -> str:
         f"answer tags {first['eval/format_rate']:.1%} -> {last['eval/format_rate']:.1%}",
     ]
     samples = [row for row in read_rows(directory.samples_file) if row.get("split") == "held out"]
-    before = [row for row in samples if row["step"] == samples[0]["step"]]
-    after = {row["question"]: row for row in samples if row["step"] == samples[-1]["step"]}
-    for old in before:
-        lines += [
-            f"\n{old['question']}  ({old['ground_truth']})",
-            f"  before: {_one_line(old)}",
-            f"  after:  {_one_line(after.get(old['question'], old))}",
-        ]
+    by_task: dict[tuple[str, str], list[str]] = {}
+    for label, index in (("before: ", 0), ("after:  ", -1)):
+        for row in samples:
+            if row["step"] == samples[index]["step"]:
+                said = by_task.setdefault((row["question"], row["ground_truth"]), [])
+                said.append(f"  {label}{_one_line(row)}")
+    for (question, answer), said in by_task.items():
+        lines += [f"\n{question}  ({answer})", *said]
     return "\n".join([*lines, "", f"run: {directory.path}"])
 
 

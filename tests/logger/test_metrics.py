@@ -10,6 +10,7 @@ import torch
 from common.logger.metrics import (
     RunStatistics,
     StepSums,
+    batch_metrics,
     epoch_metrics,
     evaluation_metrics,
     kl_gradient_share,
@@ -291,6 +292,16 @@ def test_epoch_metrics_leave_out_what_is_not_finite():
         "training_epoch/grad_norm_mean": 3.0,
         "training_epoch/grad_norm_max": 4.0,
     }
+
+
+def test_the_speed_of_learning_counts_sampled_tokens_with_a_loss():
+    """Two of three tokens are sampled; in the second step one of four is learned from."""
+    steps = [StepSums(), StepSums()]
+    steps[0].add(torch.tensor(0.0), make_batch([[True, True]]), torch.ones(1, 2))
+    steps[1].add(torch.tensor(0.0), make_batch([[True, False], [False, False]]), torch.ones(2, 2))
+    seconds = {"train": 0.5}
+    metrics = batch_metrics(GROUPS, [], steps, seconds, kl_weight=0.0)
+    assert metrics["perf/train_tokens_per_s"] == 3 / 0.5
 
 
 def test_evaluation_metrics():
