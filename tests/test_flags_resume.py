@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import shutil
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -17,9 +19,10 @@ from common.flags.parsing import parse_config
 from common.flags.saved import as_json, from_json
 from common.flags.spelling import flag_name
 from common.flags.train_config import TrainConfig, resolve_defaults
+from common.models.load import locate
 from common.run.resume import refuse_other_numbers
 from common.training.command_line import OF_ONE_CALL, parse_flags
-from tests.helpers import EXPERIMENTS, load_script
+from tests.helpers import EXPERIMENTS, load_script, read_rows, train_here
 
 OTHERS = """
 --adam-beta1 0.8
@@ -194,3 +197,31 @@ def test_what_was_written_into_a_run_by_hand_is_named(saved, complaint):
     with pytest.raises(UserError, match=f"^{complaint}") as caught:
         from_json(config_class(EXPERIMENTS[0]), saved)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_its_inputs_are_now(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    (here / "mine.py").write_text("def short(completion, task):\n    return -len(completion)\n")
+    (here / "rubric.yaml").write_text("criteria: [{name: a, function: 'mine.py:short'}]\n")
+    shutil.copyfile(defaults("experiment_base").tasks_file, here / "tasks.jsonl")
+    shutil.copytree(locate("tiny"), here / "model")
+
+    def inputs(place: Path) -> list[str]:
+        return [
+            *("--data-path", f"{place}/tasks.jsonl", "--rubric-file", f"{place}/rubric.yaml"),
+            *("--model-name", f"{place}/model", "--reward", f"{place}/mine.py:short"),
+        ]
+
+    flags = [
+        *("--rollouts-per-step", "2", "--group-size", "2", "--max-completion-tokens", "8"),
+        *("--eval-samples", "0", "--lora-alpha", "8", "--wandb-tags", "a", "b", "--no-wandb"),
+    ]
+    name = ("--run-name", "one")
+    train_here(*name, *inputs(here), *flags, "--max-steps", "1", log_dir=tmp_path)
+    here.rename(there)
+    train_here(*name, "--resume", *inputs(there), "--max-steps", "2", log_dir=tmp_path)
+    train_here(*name, "--resume", "--max-steps", "3", log_dir=tmp_path)
+    rows = read_rows(tmp_path / "experiment_base" / "one" / "metrics.jsonl")
+    assert sum("training_step/loss" in row for row in rows) == 3

@@ -73,10 +73,12 @@ def notable_differences(
             f"{num_processes} processes instead of {processes}: "
             "from here on the run is not the same number for number"
         )
-    if config.max_steps != saved["max_steps"] and config.lr_schedule != "constant":
+    steps, planned = config.max_steps, saved["max_steps"]
+    if steps != planned and config.lr_schedule != "constant":
         yield (
-            f"{as_given('max_steps', config.max_steps)} instead of {saved['max_steps']}: "
-            f"from here on the {config.lr_schedule} schedule leads there"
+            f"{as_given('max_steps', steps)} instead of {planned}: the {config.lr_schedule} decay "
+            "now ends there, so that from here on the learning rate is "
+            f"{'higher' if steps > planned else 'lower'} than it was to be"
         )
 
 

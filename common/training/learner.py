@@ -57,6 +57,9 @@ class Learner:
         self.optimizer = make_optimizer(config, policy)
         self.global_step = 0
         """Optimizer steps done."""
+        total_steps = optimizer_steps(config, config.max_steps)
+        self.warmup_steps = math.ceil(config.warmup_fraction * total_steps)
+        """Those over which the learning rate rises; a resumed run keeps its own."""
         self.steps: list[StepSums] = []
         """Of the rollout batch in hand."""
         self.config = config
@@ -144,8 +147,7 @@ class OptimizerBatch:
         if not reduced:
             learner.ranks.sum_gradients(learner.policy.parameters())
         sums = StepSums.merged(learner.ranks.merge(self._sums.cpu()))
-        batches = optimizer_steps(config, config.max_steps)
-        rate = learning_rate(config, learner.global_step, batches)
+        rate = learning_rate(config, learner.global_step, learner.warmup_steps)
         logger.snapshot_gradients(learner.global_step)
         norm = optimizer_step(optimizer, rate, config.max_grad_norm, clip)
         learner.global_step += 1
@@ -156,10 +158,10 @@ class OptimizerBatch:
             logger.log_invalid_step(learner.global_step, self._experiences)
 
 
-def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
-    """The rate of optimizer step `step` of `total_steps`: linear warm-up, then the schedule."""
-    warmup_steps = math.ceil(config.warmup_fraction * total_steps)
+def learning_rate(config: TrainConfig, step: int, warmup_steps: int) -> float:
+    """The rate of optimizer step `step`, from 0: linear warm-up, then the schedule."""
     warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+    total_steps = optimizer_steps(config, config.max_steps)
     progress = max(0, step - warmup_steps) / max(1, total_steps - warmup_steps)
     decay = {
         "constant": 1.0,

@@ -38,6 +38,8 @@ class TrainingState:
         if state := self.run.state:
             self.learner.optimizer.load_state_dict(state["optimizer"])
             self.learner.global_step = state["global_step"]
+            # One of before planned it anew from --max-steps.
+            self.learner.warmup_steps = state.get("warmup_steps", self.learner.warmup_steps)
             self.statistics.load_state_dict(state["statistics"])
             random = state["random"]
             restore_random_state(random[self.ranks.index % len(random)])
@@ -74,6 +76,7 @@ class TrainingState:
                 "optimizer": self.learner.optimizer.state_dict(),
                 "statistics": self.statistics.state_dict(),
                 "global_step": self.learner.global_step,
+                "warmup_steps": self.learner.warmup_steps,
                 "random": randoms,
                 "num_threads": torch.get_num_threads(),
                 "lengths": lengths,

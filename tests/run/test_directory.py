@@ -236,14 +236,17 @@ def test_another_number_of_threads_is_said(configure, begun):
     assert said[1].startswith(f"{threads + 1} threads instead of {threads}: ")
 
 
-def test_a_schedule_that_now_leads_elsewhere_is_said(configure, begun):
+@pytest.mark.parametrize(("steps", "rate"), [(20, "higher"), (5, "lower")])
+def test_a_schedule_that_now_leads_elsewhere_is_said(configure, begun, steps, rate):
     begun(run_name="one", lr_schedule="cosine", max_steps=10)
+    flags = {"run_name": "one", "resume": True, "lr_schedule": "cosine"}
     said: list[str] = []
-    choose_run(
-        configure(run_name="one", resume=True, lr_schedule="cosine", max_steps=20), said.append
-    )
-    assert said[1:] == [
-        "--max-steps 20 instead of 10: from here on the cosine schedule leads there"
+    choose_run(configure(**flags, max_steps=10), said.append)
+    assert len(said) == 1
+    choose_run(configure(**flags, max_steps=steps), said.append)
+    assert said[2:] == [
+        f"--max-steps {steps} instead of 10: the cosine decay now ends there, so that from here on "
+        f"the learning rate is {rate} than it was to be"
     ]
 
 
