@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from common.logger.metrics import Metrics
+from common.models.load import load_tokenizer
 from tests.helpers import numbers_of, read_rows, train_here
 from tests.small_models import save_variant
 
@@ -20,13 +25,13 @@ FLAGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def train(model: str | Path, root: Path, experiment: str = "experiment_base") -> str:
+def train(model: str | Path, root: Path, experiment: str = "experiment_base", *more: str) -> str:
     """What a step with a few conversations prints, with a bundled model's flags for any model."""
     return train_here(
         *("--model-name", str(model), "--max-steps", "1", "--rollouts-per-step", "2"),
         *("--group-size", "4", "--max-completion-tokens", "64", "--lr", "4e-4", "--kl-weight", "0"),
         *("--eval-samples", "8", "--log-completions-interval", "1", "--run-name", "run"),
-        *("--system-prompt", "", "--no-wandb", "--no-tensorboard", *FLAGS[experiment]),
+        *("--system-prompt", "", "--no-wandb", "--no-tensorboard", *FLAGS[experiment], *more),
         experiment=experiment,
         log_dir=root,
     )
@@ -89,3 +94,32 @@ def test_a_template_that_opens_no_reply_is_warned_of_once(tmp_path):
     first, *others = train(ignores, tmp_path).splitlines()
     assert first.startswith(f"warning: the chat template of {ignores} ignores")
     assert "warning" not in "".join(others)
+
+
+def test_a_template_of_the_users_its_arguments_and_stop_strings(tmp_path):
+    """They are used, they end completions, and the checkpoint's tokenizer has the template."""
+    template = str(load_tokenizer("tiny").chat_template).replace(
+        "assistant\n{% endif %}", "assistant\n{% if thinks %}<think>{% endif %}{% endif %}"
+    )
+    file = tmp_path / "template.jinja"
+    file.write_text(template, encoding="utf-8")
+    flags = (
+        "--chat-template",
+        str(file),
+        "--chat-template-args",
+        "thinks=true",
+        "--stop",
+        "</think>",
+        "=",
+    )
+    train("tiny", tmp_path, "experiment_base", *flags)
+    samples = rows(tmp_path, "samples.jsonl")
+    assert {row["stop_reason"] for row in samples} == {"stop"}
+    written = [row["completion"] for row in samples]
+    assert all(re.fullmatch(r"<think> [-+\d]+=", text) for text in written)
+    (checkpoint,) = tmp_path.glob("*/run/checkpoints/step_*")
+    saved = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    assert saved.chat_template == template
+    (config,) = tmp_path.glob("*/run/config.json")
+    digest = json.loads(config.read_text())["inputs"]["--chat-template"]
+    assert digest == hashlib.sha256(file.read_bytes()).hexdigest()

@@ -28,6 +28,8 @@ OTHERS = """
 --adam-beta1 0.8
 --adam-beta2 0.9
 --attn eager
+--chat-template /elsewhere/template.jinja
+--chat-template-args 'enable_thinking=false,name=[1, 2]'
 --checkpoint-interval 3
 --checkpoint-path /elsewhere/checkpoints
 --clip-eps 0.1
@@ -87,6 +89,7 @@ OTHERS = """
 --rubric-file /elsewhere/rubric.yaml
 --rubric-weight 0.25
 --seed 9223372036854775807
+--stop Question: 'A: '
 --system-prompt 'Say {what} you know: null'
 --temperature 0.7
 --no-tensorboard

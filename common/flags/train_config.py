@@ -18,6 +18,7 @@ from common.flags.markers import CONTENT, FREE, OWN_CODE, ROUNDING
 from common.flags.objective_flag import find_row
 from common.flags.spelling import as_given
 from common.models.load import ModelOptions
+from common.rollout.template_args import parse_template_args
 from common.tasks.math_tasks import DATA_FILE
 
 ASKS_FOR_TAGS = (
@@ -92,6 +93,11 @@ class ModelFlags:
     --reasoning-tag."""
     reasoning_tag: str = "think"
     """Tag in which the reasoning belongs; the answer belongs in <answer>."""
+    chat_template: Annotated[Path | None, CONTENT] = None
+    """File with a chat template (Jinja) in place of the tokenizer's; checkpoints have it, too."""
+    chat_template_args: str = ""
+    """What else the chat template is given, as name=value,... (enable_thinking=false); values are
+    JSON where they can be read as such, else text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +134,9 @@ class RolloutFlags:
     """Sampling temperature; log-probs everywhere are taken at the same one."""
     top_p: float = 1.0
     """Nucleus sampling. Below 1 the sampled distribution is not the one that is learned."""
+    stop: tuple[str, ...] = ()
+    """Texts, such as Question:, at which a completion ends; they stay in it. In conversations they
+    end a turn, as the end token does: one that called no tool is the last."""
     max_completion_tokens: int = by_model(bundled=64, other=512)
     """Most sampled tokens per conversation, as far as --max-length allows."""
     max_length: int = by_model(bundled=160, other=1024)
@@ -310,6 +319,8 @@ class TrainConfig(
         check("dynamic_sampling", lambda count: count >= 1, "at least 1")
         for name in ("max_minutes", "lora_alpha"):
             check(name, lambda value: 0 < value < math.inf, "above 0")
+        check("stop", all, "texts that are not empty")
+        parse_template_args(self.chat_template_args)
         if self.dtype == "float16":
             raise UserError("--dtype float16: overflows in training; use bfloat16 or float32")
         if self.log_artifacts and not self.wandb:

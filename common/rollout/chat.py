@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import jinja2
@@ -12,6 +13,7 @@ import transformers
 
 from common.errors import UserError
 from common.rewards.transcript import DEFAULT_REASONING_TAG, Message, Transcript
+from common.rollout.stop_strings import StopString
 from common.rollout.trajectory import Trajectory
 
 _PLACEHOLDER = "QUESTIONGOESHERE"
@@ -22,8 +24,24 @@ _REPLY = "REPLYGOESHERE"
 _PINNED_DATE = "01 Jan 2025"
 _PINNED_CLOCK = f"{{% macro strftime_now(format) %}}{_PINNED_DATE}{{% endmacro %}}"
 
+ANOTHER_TEMPLATE = "give another with --chat-template, or use another model"
+
 _TAG = re.compile(r"<([\w:.-]+)>")
 _EMPTY_THOUGHT = re.compile(r"<([\w:.-]+)>\s*</\1>\s*")
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How conversations are written, whatever the model."""
+
+    reasoning_tag: str = DEFAULT_REASONING_TAG
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    """What else the chat template is given, such as enable_thinking."""
+    stop: Sequence[str] = ()
+    """Texts at which a turn ends, as at its end token."""
+
+
+NO_OPTIONS = ChatOptions()
 
 
 class ChatFormat:
@@ -34,11 +52,13 @@ class ChatFormat:
         tokenizer: transformers.PreTrainedTokenizerBase,
         system_prompt: str,
         tool_schemas: Sequence[Mapping[str, Any]] = (),
-        reasoning_tag: str = DEFAULT_REASONING_TAG,
+        options: ChatOptions = NO_OPTIONS,
     ) -> None:
         """`tool_schemas` are shown by the template to a model that was trained to read them."""
         self.tokenizer = tokenizer
-        self.reasoning_tag = reasoning_tag
+        self.reasoning_tag = options.reasoning_tag
+        self._template_args = options.template_args
+        self._stops = [StopString(tokenizer, text) for text in options.stop]
         self._special_ids = _special_ids(tokenizer)
         self._tool_schemas = list(tool_schemas)
         self.opening = self._opening_messages(system_prompt)
@@ -46,13 +66,13 @@ class ChatFormat:
         if (times := rendered.count(_PLACEHOLDER)) != 1:
             raise UserError(
                 f"the chat template of {tokenizer.name_or_path} writes the user's message {times} "
-                "times instead of once; use a model with another chat template"
+                f"times instead of once; {ANOTHER_TEMPLATE}"
             )
         self._before, _, self._after = rendered.partition(_PLACEHOLDER)
         replied = self.render([*self.opening, _message("assistant", _REPLY)], open_reply=False)
         heading, _, ending = replied.partition(_PLACEHOLDER)[2].rpartition(_REPLY)
         self._heading = without_empty_thoughts(heading)
-        of_every_turn = self._heading.replace(f"<{reasoning_tag}>", "")
+        of_every_turn = self._heading.replace(f"<{self.reasoning_tag}>", "")
         self.opened_tag = opened_tag(self._after, of_every_turn)
         """What the template has begun to write in the model's place: `<think>` and white space."""
         special = [token for token in self.encode(ending) if token in self._special_ids]
@@ -73,7 +93,7 @@ class ChatFormat:
         return (
             f"warning: the chat template of {self.tokenizer.name_or_path} ignores "
             f"add_generation_prompt, so that nothing tells the model to reply ({missing!r} before "
-            "a reply is missing); mend the template, or give another with --chat-template"
+            f"a reply is missing); {ANOTHER_TEMPLATE}"
         )
 
     def ending_at(self, stop_ids: frozenset[int]) -> Self:
@@ -83,9 +103,8 @@ class ChatFormat:
         return chat
 
     def ends_turn(self, token_ids: Sequence[int]) -> bool:
-        """Whether a turn ends here although no stop token says so; here never."""
-        del token_ids
-        return False
+        """Whether a turn ends here although no stop token says so: at a stop string."""
+        return any(has_ended(token_ids) for has_ended in self._stops)
 
     def prompt_ids(self, question: str) -> list[int]:
         """Tokens of the system prompt, the question and the opening of the assistant's turn.
@@ -151,13 +170,13 @@ class ChatFormat:
                 chat_template=_PINNED_CLOCK + tokenizer.get_chat_template(tools=schemas),
                 add_generation_prompt=open_reply,
                 tokenize=False,
-                date_string=_PINNED_DATE,
+                **{"date_string": _PINNED_DATE, **self._template_args},
             )
         except (jinja2.TemplateError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"the chat template of {tokenizer.name_or_path} cannot render "
                 f"{', '.join(message['role'] for message in messages)} messages ({error}); "
-                "use a model with another chat template"
+                f"{ANOTHER_TEMPLATE}"
             ) from None
         return str(rendered)
 

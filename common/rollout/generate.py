@@ -92,7 +92,9 @@ def generate(
         for number, request in enumerate(requests):
             decoding.add(number, request)
         while decoding.busy:
-            finished.update(decoding.advance())
+            for number, completion in decoding.advance():
+                finished[number] = completion
+                decoding.forget(number)
     return [finished[number] for number in range(len(requests))]
 
 

@@ -13,20 +13,29 @@ class StopString:
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> None:
         self._tokenizer = tokenizer
         self._text = text
-        self._ending = frozenset(
-            number for token, number in tokenizer.get_vocab().items() if text[-1] in token
-        )
-        """Decoding takes long, and no other token can complete the string."""
+        self._ending = _tokens_with(tokenizer, text[-1])
 
     def __call__(self, token_ids: Sequence[int]) -> bool:
-        if token_ids[-1] not in self._ending:
+        if self._ending is not None and token_ids[-1] not in self._ending:
             return False
         # A token has at least a byte, so these cannot but hold the string if it is there.
         tail = list(token_ids[-len(self._text.encode()) :])
         before = self._tokenizer.decode(tail[:-1], skip_special_tokens=False)
-        return (
-            self._text
-            in self._tokenizer.decode(tail, skip_special_tokens=False)[
-                max(0, len(before) - len(self._text) + 1) :
-            ]
-        )
+        # A character whose tokens are not all there yet is none.
+        known = len(str(before).rstrip("\N{REPLACEMENT CHARACTER}"))
+        written = self._tokenizer.decode(tail, skip_special_tokens=False)
+        return self._text in written[max(0, known - len(self._text) + 1) :]
+
+
+def _tokens_with(
+    tokenizer: transformers.PreTrainedTokenizerBase, character: str
+) -> frozenset[int] | None:
+    """The tokens that can complete a string: decoding takes long, and no others need it.
+
+    None where any may: white space, and what is not ASCII, is spelled otherwise in a vocabulary.
+    """
+    if not (character.isascii() and character.isprintable()) or character == " ":
+        return None
+    alone = f"<0x{ord(character):02X}>"
+    vocabulary = tokenizer.get_vocab().items()
+    return frozenset(n for token, n in vocabulary if character in token or token == alone)

@@ -7,8 +7,13 @@ from collections.abc import Mapping, Sequence
 import transformers
 
 from common.errors import UserError
-from common.rewards.transcript import DEFAULT_REASONING_TAG
-from common.rollout.chat import ChatFormat, without_empty_thoughts
+from common.rollout.chat import (
+    ANOTHER_TEMPLATE,
+    NO_OPTIONS,
+    ChatFormat,
+    ChatOptions,
+    without_empty_thoughts,
+)
 from common.rollout.stop_strings import StopString
 from common.tools.calls import Call, Format, closing_tag, parse_calls
 from common.tools.environment import EnvironmentFactory
@@ -35,7 +40,7 @@ class ToolChat(ChatFormat):
         toolbox: Mapping[str, Tool],
         call_format: Format,
         environments: EnvironmentFactory | None = None,
-        reasoning_tag: str = DEFAULT_REASONING_TAG,
+        options: ChatOptions = NO_OPTIONS,
     ) -> None:
         """`environments` makes one for each conversation; the toolbox has its tools among others.
 
@@ -48,7 +53,7 @@ class ToolChat(ChatFormat):
                     "arguments defaults, or use --tool-format hermes"
                 )
         schemas = [tool.schema for tool in toolbox.values()] if call_format == "hermes" else []
-        super().__init__(tokenizer, system_prompt, schemas, reasoning_tag)
+        super().__init__(tokenizer, system_prompt, schemas, options)
         self.toolbox = toolbox
         self.environments = environments
         self.call_format: Format = call_format
@@ -59,8 +64,8 @@ class ToolChat(ChatFormat):
         self._num_protected_in_bridge = sum(map(self.count_protected, self._around))
 
     def ends_turn(self, token_ids: Sequence[int]) -> bool:
-        """Whether a call has just been closed: what follows is for the tool to say."""
-        return self._ends_call(token_ids)
+        """Also where a call has just been closed: what follows is for the tool to say."""
+        return self._ends_call(token_ids) or super().ends_turn(token_ids)
 
     def call_in(self, turn: str) -> Call | None:
         """The attempt to call a tool in what the policy wrote, if there is one."""
@@ -107,7 +112,7 @@ class ToolChat(ChatFormat):
         if any(once.count(text) != 1 for text in (_TURNS[0], _REPLIES[0])):
             raise UserError(
                 f"the chat template of {name} has no place for the reply of a tool (role tool) "
-                "after a turn of the assistant; use a model with another chat template"
+                f"after a turn of the assistant; {ANOTHER_TEMPLATE}"
             )
         bridge = once.partition(_TURNS[0])[2]
         before, _, rest = twice.partition(_TURNS[0])
@@ -122,7 +127,7 @@ class ToolChat(ChatFormat):
                 raise UserError(
                     f"the chat template of {name} rewrites {what} once there are later turns "
                     f"({_difference(first, later)}); what the policy saw could not be learned "
-                    "from; use a model with another chat template"
+                    f"from; {ANOTHER_TEMPLATE}"
                 )
 
     def _lasting(self, text: str) -> str:

@@ -12,6 +12,7 @@ import transformers
 from common.flags.markers import OWN_CODE
 from common.flags.train_config import TrainConfig, by_model
 from common.own_code import import_function
+from common.rollout.chat import ChatOptions
 from common.rollout.multi_turn import Limits, multi_turn
 from common.rollout.rollout import Conversation
 from common.rollout.tool_chat import ToolChat
@@ -56,6 +57,7 @@ def load_tool_chat(
     config: MultiTurnConfig,
     tokenizer: transformers.PreTrainedTokenizerBase,
     tools: Mapping[str, ToolFunction],
+    options: ChatOptions,
 ) -> ToolChat:
     """The chat with the experiment's tools, by the names that the model uses, and the user's own.
 
@@ -70,9 +72,7 @@ def load_tool_chat(
     system_prompt = config.system_prompt
     if system_prompt and config.tool_format == "tags":
         system_prompt = f"{system_prompt}\n\n{describe(toolbox)}"
-    return ToolChat(
-        tokenizer, system_prompt, toolbox, config.tool_format, environments, config.reasoning_tag
-    )
+    return ToolChat(tokenizer, system_prompt, toolbox, config.tool_format, environments, options)
 
 
 def describe(toolbox: Mapping[str, Tool]) -> str:

@@ -27,22 +27,22 @@ from common.logger.recorder import Recorder
 from common.logger.timer import Timer
 from common.logger.tool_metrics import conversation_metrics, tool_evaluation_metrics
 from common.models.device import resolve_device
-from common.models.load import load_tokenizer
 from common.replay_buffer import Experience, LogProbModel, experiences_from, with_log_probs
 from common.rewards.answers import is_correct as is_right_answer
 from common.rewards.reward import RewardFunction
-from common.rollout.chat import ChatFormat
 from common.rollout.generate import Interrupted
-from common.rollout.rollout import Correctness, single_turn
+from common.rollout.rollout import Correctness
+from common.rollout.tool_chat import ToolChat
 from common.rollout.trajectory import Group
 from common.run.checkpoint import Checkpoints, read_checkpoint
 from common.run.directory import Run, RunDirectory, choose_run, create_run
 from common.tasks.task import Task
 from common.tools.toolbox import ToolFunction
 from common.training.collector import Collector
-from common.training.conversations import MultiTurnConfig, converse_with_tools, load_tool_chat
+from common.training.conversations import MultiTurnConfig
 from common.training.interruption import Interruption, was_launched
 from common.training.learner import Learner
+from common.training.open_chat import how_to_converse, open_chat
 from common.training.open_logger import open_logger
 from common.training.policy_and_reference import load_models
 from common.training.prompts import leave_out_overlong, warnings_about_repeats
@@ -82,18 +82,12 @@ def open_session(
     objective = load_objective(config)
     run = _choose_run_together(config, console, ranks)
     train_tasks, held_out = load_task_split(config)
-    tokenizer = load_tokenizer(config.model_name)
-    if isinstance(config, MultiTurnConfig):
-        chat = load_tool_chat(config, tokenizer, tools or {})
-        converse, environments = converse_with_tools(config, chat), chat.environments
-    else:
-        chat = ChatFormat(tokenizer, config.system_prompt, reasoning_tag=config.reasoning_tag)
-        converse = single_turn
-        environments = None
-    if chat.warning:
-        console.out(chat.warning, highlight=False)
-    reward_functions = load_rewards(config, train_tasks[0], console.out, rewards, environments)
+    chat = open_chat(config, tools)
+    environments = chat.environments if isinstance(chat, ToolChat) else None
     say = partial(console.out, highlight=False)
+    if chat.warning:
+        say(chat.warning)
+    reward_functions = load_rewards(config, train_tasks[0], console.out, rewards, environments)
     train_tasks, held_out = leave_out_overlong(config, chat, train_tasks, held_out, say)
     for warning in warnings_about_repeats(config, train_tasks, held_out):
         say(warning)
@@ -101,7 +95,7 @@ def open_session(
     policy, reference = load_models(config, device, run.weights)
     statistics, timer = RunStatistics(), Timer()
     learner = Learner(config, policy, objective.extras, statistics, timer, ranks)
-    state = TrainingState(run, learner, tokenizer, statistics, ranks)
+    state = TrainingState(run, learner, chat.tokenizer, statistics, ranks)
     state.restore()
     interruption = Interruption(console.out, config.max_minutes)
     collector = Collector(
@@ -112,7 +106,7 @@ def open_session(
         is_correct,
         interruption.signalled,
         ranks,
-        converse,
+        how_to_converse(config, chat),
     )
     functions = objective.describe()
     say(f"{config.objective}: {', '.join(functions.values())}")
@@ -120,7 +114,7 @@ def open_session(
     state.mark(run.step)
     if config.figures_interval:
         layer, head = config.figures_layer, config.figures_head
-        recorder = Recorder(run.directory.snapshots_file, policy.model, tokenizer, layer, head)
+        recorder = Recorder(run.directory.snapshots_file, policy.model, chat.tokenizer, layer, head)
     with interruption, open_logger(config, run, record, console, recorder) as logger:
         learner.logger = logger
         session = Session(

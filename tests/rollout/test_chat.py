@@ -295,4 +295,4 @@ def test_a_template_that_cannot_be_used_is_a_mistake_in_one_line(template, compl
     with pytest.raises(UserError, match=complaint) as caught:
         ChatFormat(with_template(template), "Be brief.")
     assert "\n" not in str(caught.value)
-    assert "use a model with another chat template" in str(caught.value)
+    assert "give another with --chat-template, or use another model" in str(caught.value)

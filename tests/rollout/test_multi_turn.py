@@ -21,6 +21,7 @@ from common.replay_buffer import Experience, with_log_probs
 from common.rewards.answers import is_correct
 from common.rewards.tags import extract_tag
 from common.rewards.tool_use import tool_call_format, tool_execution
+from common.rollout.chat import ChatOptions
 from common.rollout.generate import (
     Completion,
     Generator,
@@ -436,7 +437,7 @@ def test_an_answer_stands_in_the_last_turn_outside_of_any_call(where):
 
 
 def test_a_thought_stands_in_the_tags_of_the_run():
-    chat = ToolChat(TOKENIZER, "", TOOLBOX, "tags", reasoning_tag="why")
+    chat = ToolChat(TOKENIZER, "", TOOLBOX, "tags", options=ChatOptions("why"))
     trajectory, transcript = outcome(f"<why>so {ANSWER}</why> done", chat=chat)
     assert trajectory.stop_reason == "no_tool_call"
     assert extract_tag(transcript, "why") == f"so {ANSWER}"

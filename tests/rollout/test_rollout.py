@@ -5,7 +5,7 @@ import pytest
 
 from common.rewards.answers import is_correct
 from common.rewards.reward import TEXT_REWARDS, build_rewards
-from common.rollout.chat import ChatFormat
+from common.rollout.chat import ChatFormat, ChatOptions
 from common.rollout.rollout import rollout, single_turn
 from common.rollout.sampling import Sampling, StreamKey
 from common.tasks.task import Task
@@ -51,7 +51,7 @@ def test_groups_hold_the_scripted_completions_with_their_scores(scripted, tokeni
 
 
 def test_a_completion_knows_the_reasoning_tag_of_the_run(scripted, tokenizer):
-    chat = ChatFormat(tokenizer, "", reasoning_tag="why")
+    chat = ChatFormat(tokenizer, "", options=ChatOptions("why"))
     completion = run(scripted, tokenizer, chat=chat)[0].rollouts[0].completion
     assert completion.reasoning_tag == "why"
     assert pickle.loads(pickle.dumps(completion)).reasoning_tag == "why"
