@@ -5,9 +5,8 @@ paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -52,6 +51,56 @@ def token_losses(
 
 
 @dataclass(frozen=True)
+class Parameters:
+    """What a paper leaves to choose, as it chose; None where it has no such thing."""
+
+    ratio: str = "token"
+    """token, or sequence: the geometric mean over its tokens."""
+    surrogate: str = "clipped"
+    """clipped (PPO's minimum), weight (bounded, without a gradient), or unclipped."""
+    clip_below: float | None = 0.2
+    clip_above: float | None = 0.2
+    """The ratio is clipped to 1 - clip_below and 1 + clip_above."""
+    aggregation: str = "sequence_mean"
+    """sequence_mean, token_mean, or constant_length: the sum / (sequences x constant_length)."""
+    constant_length: int | None = None
+    baseline: str = "group_mean"
+    """group_mean, or mean_of_others."""
+    std_epsilon: float | None = 1e-4
+    """Added to the standard deviation of the group, by which advantages are divided."""
+    std_ddof: int | None = 1
+    """1: Bessel's correction."""
+    temperature: float = 1.0
+    """At which log-probs are taken; they are given at it."""
+
+
+PARAMETERS = {
+    "grpo": Parameters(),
+    "dr_grpo": Parameters(
+        aggregation="constant_length",
+        constant_length=MAX_TOKENS,
+        std_epsilon=None,
+        std_ddof=None,
+    ),
+    "dapo": Parameters(clip_above=0.28, aggregation="token_mean"),
+    "gspo": Parameters(ratio="sequence", clip_below=3e-4, clip_above=4e-4),
+    "cispo": Parameters(
+        surrogate="weight", clip_below=None, clip_above=0.3, aggregation="token_mean"
+    ),
+    "rloo": Parameters(
+        surrogate="unclipped",
+        clip_below=None,
+        clip_above=None,
+        aggregation="constant_length",
+        constant_length=1,
+        baseline="mean_of_others",
+        std_epsilon=None,
+        std_ddof=None,
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Arrays:
     """A micro-batch as numpy arrays: batch x time, and one advantage per sequence."""
 
@@ -63,72 +112,72 @@ class Arrays:
 
 def slow_loss(name: str, arrays: Arrays, totals: BatchTotals) -> tuple[float, np.ndarray]:
     """Loss, and its gradient with respect to the log-probs, one token at a time."""
+    parameters = PARAMETERS[name]
     loss, gradient = 0.0, np.zeros(arrays.log_probs.shape)
     for i, row in enumerate(arrays.mask):
-        sampled = np.flatnonzero(row)
-        if len(sampled) == 0:
+        sampled = [t for t in range(len(row)) if row[t]]
+        if not sampled:
             continue
-        sequence_loss, slopes = _SEQUENCE_LOSSES[name](
-            arrays.log_probs[i, sampled], arrays.old[i, sampled], float(arrays.advantages[i])
-        )
-        weight = _WEIGHTS[name](len(sampled), totals)
-        loss += weight * sequence_loss
-        gradient[i, sampled] = weight * np.array(slopes)
+        weight = _weight(parameters, len(sampled), totals)
+        new = [float(arrays.log_probs[i, t]) for t in sampled]
+        differences = [float(arrays.log_probs[i, t] - arrays.old[i, t]) for t in sampled]
+        if parameters.ratio == "sequence":
+            # d loss / d log-prob is a mean over the sequence, and so the same for each token.
+            differences = [sum(differences) / len(sampled)] * len(sampled)
+        for t, log_prob, difference in zip(sampled, new, differences, strict=True):
+            term, slope = _token(parameters, log_prob, difference, float(arrays.advantages[i]))
+            loss += weight * term
+            gradient[i, t] = weight * slope
     return loss, gradient
 
 
-def _ppo(
-    new: Sequence[float], old: Sequence[float], advantage: float, low: float, high: float
-) -> tuple[float, list[float]]:
-    loss, slopes = 0.0, []
-    for t in range(len(new)):
-        ratio = math.exp(new[t] - old[t])
-        bounded = min(max(ratio, 1 - low), 1 + high)
-        loss -= min(ratio * advantage, bounded * advantage)
-        slopes.append(-ratio * advantage if ratio * advantage <= bounded * advantage else 0.0)
-    return loss, slopes
-
-
-def _gspo(
-    new: Sequence[float], old: Sequence[float], advantage: float
-) -> tuple[float, list[float]]:
-    length = len(new)
-    ratio = math.exp(sum(new[t] - old[t] for t in range(length)) / length)
-    bounded = min(max(ratio, 1 - 3e-4), 1 + 4e-4)
+def _token(
+    parameters: Parameters, log_prob: float, difference: float, advantage: float
+) -> tuple[float, float]:
+    """The loss of a token, and its slope in the log-prob that its ratio depends on."""
+    ratio = math.exp(difference)
+    if parameters.surrogate == "unclipped":
+        return -ratio * advantage, -ratio * advantage
+    highest = 1 + (parameters.clip_above or 0.0)
+    if parameters.surrogate == "weight":
+        weight = min(ratio, highest)
+        return -weight * advantage * log_prob, -weight * advantage
+    bounded = min(max(ratio, 1 - (parameters.clip_below or 0.0)), highest)
     moves = ratio * advantage <= bounded * advantage
-    slope = -ratio * advantage / length if moves else 0.0
-    # One term per sequence; the weight below divides by its length.
-    return -min(ratio * advantage, bounded * advantage) * length, [slope * length] * length
+    return -min(ratio * advantage, bounded * advantage), -ratio * advantage if moves else 0.0
 
 
-def _cispo(
-    new: Sequence[float], old: Sequence[float], advantage: float
-) -> tuple[float, list[float]]:
-    weights = [min(math.exp(new[t] - old[t]), 1.3) for t in range(len(new))]
-    loss = -sum(weight * advantage * new[t] for t, weight in enumerate(weights))
-    return loss, [-weight * advantage for weight in weights]
+def _weight(parameters: Parameters, length: int, totals: BatchTotals) -> float:
+    """Of a token, from the length of its sequence and the totals of the optimizer batch."""
+    if parameters.aggregation == "sequence_mean":
+        return 1 / length / totals.sequences
+    if parameters.aggregation == "token_mean":
+        return 1 / totals.tokens
+    return 1 / (totals.sequences * (parameters.constant_length or 1))
 
 
-def _reinforce(
-    new: Sequence[float], old: Sequence[float], advantage: float
-) -> tuple[float, list[float]]:
-    ratios = [math.exp(new[t] - old[t]) for t in range(len(new))]
-    return -sum(ratios) * advantage, [-ratio * advantage for ratio in ratios]
+def slow_advantages(name: str, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
+    """One per reward, from those of its group."""
+    parameters, advantages = PARAMETERS[name], []
+    for reward, number in zip(rewards, groups, strict=True):
+        group = [r for r, g in zip(rewards, groups, strict=True) if g == number]
+        if len(set(group)) == 1:
+            advantages.append(0.0)
+            continue
+        size, total = len(group), math.fsum(group)
+        others = (total - reward) / (size - 1)
+        mean = total / size
+        advantage = reward - (mean if parameters.baseline == "group_mean" else others)
+        if parameters.std_epsilon is not None:
+            squares = math.fsum((r - mean) ** 2 for r in group)
+            deviation = math.sqrt(squares / (size - (parameters.std_ddof or 0)))
+            advantage /= deviation + parameters.std_epsilon
+        advantages.append(advantage)
+    return advantages
 
 
-_SEQUENCE_LOSSES = {
-    "grpo": partial(_ppo, low=0.2, high=0.2),
-    "dr_grpo": partial(_ppo, low=0.2, high=0.2),
-    "dapo": partial(_ppo, low=0.2, high=0.28),
-    "gspo": _gspo,
-    "cispo": _cispo,
-    "rloo": _reinforce,
-}
-_WEIGHTS: dict[str, Callable[[int, BatchTotals], float]] = {
-    "grpo": lambda length, totals: 1 / length / totals.sequences,
-    "dr_grpo": lambda length, totals: 1 / (totals.sequences * MAX_TOKENS),
-    "dapo": lambda length, totals: 1 / totals.tokens,
-    "gspo": lambda length, totals: 1 / length / totals.sequences,
-    "cispo": lambda length, totals: 1 / totals.tokens,
-    "rloo": lambda length, totals: 1 / totals.sequences,
-}
+def slow_k3(log_prob: float, log_prob_ref: float, bound: float) -> tuple[float, float]:
+    """Estimate of a token, and its slope in the policy's log-prob."""
+    difference = log_prob_ref - log_prob
+    estimate = math.expm1(difference) - difference
+    return (estimate, -math.expm1(difference)) if estimate <= bound else (bound, 0.0)

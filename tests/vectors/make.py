@@ -1,48 +1,116 @@
-"""Write the loss vectors: `python -m tests.vectors.make`."""
+"""Write the vectors: `python -m tests.vectors.make`."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.algo.aggregation import BatchTotals
-from tests.variants import VARIANTS, Arrays, slow_loss
+from tests.variants import PARAMETERS, VARIANTS, Arrays, slow_advantages, slow_k3, slow_loss
 
 DIRECTORY = Path(__file__).parent
+SCHEMA = 2
+KL = "kl_k3"
+# As in the papers' own code: beyond it a token counts as 10 nats and has no gradient.
+KL_BOUND = 10.0
+# Relative, and absolute for what is 0 but for rounding.
+TOLERANCE = {"relative": 1e-7, "absolute": 1e-10}
 
 # Spreads of the log-ratio: on policy, a tiny step (within GSPO's clip range), a small step, and
 # ratios far outside any clip range.
-SPREADS = (0.0, 5e-4, 0.15, 1.5)
+SPREADS = {"on policy": 0.0, "a tiny step": 5e-4, "a small step": 0.15, "far outside": 1.5}
+# On both sides of every bound there is: 0.8, 1.2, 1.28, 1.3, and those of dual clipping.
+RATIOS = (0.3, 0.75, 0.85, 1.15, 1.25, 1.29, 2.0, 25.0)
+# Means of log-ratios on both sides of GSPO's bounds, 3e-4 below and 4e-4 above.
+SEQUENCE_LOG_RATIOS = (-2e-3, -3.5e-4, -1e-4, 1e-4, 3.5e-4, 5e-4, 2e-3, 0.7)
+MASKS = {
+    "holes": "101101",
+    "late start": "001111",
+    "late start with a hole": "000101",
+    "one token": "000100",
+    "the last token": "000001",
+    "truncated at the width": "111111",
+    "empty": "000000",
+}
+OUTSIDE = (math.nan, -math.inf, math.inf)
 
 
-def cases() -> list[tuple[Arrays, BatchTotals]]:
-    """Micro-batches with a long, a short and an empty sequence and a zero advantage."""
+def cases() -> dict[str, tuple[Arrays, BatchTotals]]:
+    """Micro-batches by name, each with the totals of the optimizer batch that it is a part of."""
     rng = np.random.default_rng(20250321)
-    lengths = np.array([6, 2, 0, 4])
-    made: list[tuple[Arrays, BatchTotals]] = []
-    for spread in SPREADS:
+    made: dict[str, tuple[Arrays, BatchTotals]] = {}
+    prefixes = np.arange(6) < np.array([6, 2, 0, 4])[:, None]
+    for name, spread in SPREADS.items():
         old = np.round(rng.normal(-1.5, 1.0, (4, 6)), 4)
-        arrays = Arrays(
-            log_probs=old + np.round(rng.normal(0.0, 1.0, (4, 6)) * spread, 6),
-            old=old,
-            advantages=np.array([1.25, -0.75, 0.5, 0.0]),
-            mask=np.arange(6) < lengths[:, None],
-        )
-        made.append((arrays, BatchTotals(sequences=5, tokens=int(lengths.sum()) + 3)))
+        new = old + np.round(rng.normal(0.0, 1.0, (4, 6)) * spread, 6)
+        made[name] = _part(new, old, [1.25, -0.75, 0.5, 0.0], prefixes)
+    ratios = np.log(np.tile(RATIOS, (3, 1)))
+    old = np.round(rng.normal(-3.5, 0.2, ratios.shape), 4)
+    made["ratios around every bound"] = _part(
+        old + np.round(ratios, 6), old, [1.25, -0.75, 0.0], np.ones(ratios.shape, dtype=bool)
+    )
+    means = np.repeat(SEQUENCE_LOG_RATIOS, 2)[:, None]
+    old = np.round(rng.normal(-3.5, 0.2, (len(means), 3)), 4)
+    uneven = np.array([[0.01, -0.04, 0.03]])
+    made["ratios of sequences around every bound"] = _part(
+        old + means + uneven, old, [1.25, -0.75] * len(SEQUENCE_LOG_RATIOS), old < 0
+    )
+    mask = np.array([[bit == "1" for bit in bits] for bits in MASKS.values()])
+    old = np.round(rng.normal(-1.5, 1.0, mask.shape), 4)
+    new = old + np.round(rng.normal(0.0, 0.3, mask.shape), 6)
+    advantages = [1.25, -0.75, 0.5, -1.5, 2.0, -0.25, 1.0]
+    made["masks with holes and late starts"] = _part(new, old, advantages, mask)
+    made["nothing where the mask is 0"] = _part(
+        np.where(mask, new, np.resize(OUTSIDE, mask.shape)),
+        np.where(mask, old, np.resize(OUTSIDE[::-1], mask.shape)),
+        advantages,
+        mask,
+    )
+    whole = BatchTotals(sequences=len(mask), tokens=int(mask.sum()))
+    made["the whole optimizer batch"] = (Arrays(new, old, np.array(advantages), mask), whole)
+    made["empty sequences alone"] = _part(new[:2], old[:2], [1.0, -1.0], np.zeros((2, 6), bool))
     return made
 
 
+def _part(
+    new: np.ndarray, old: np.ndarray, advantages: Sequence[float], mask: np.ndarray
+) -> tuple[Arrays, BatchTotals]:
+    """A micro-batch of an optimizer batch with one more sequence, of three tokens."""
+    totals = BatchTotals(sequences=len(mask) + 1, tokens=int(mask.sum()) + 3)
+    return Arrays(new, old, np.array(advantages), mask), totals
+
+
+ADVANTAGE_CASES: dict[str, tuple[list[float], list[int]]] = {
+    "right and wrong": ([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], [0] * 8),
+    "three groups": ([1.1, 0.1, 1.0, 0.0, -2.0, 3.5, 0.25, 0.5, 0.75], [0] * 4 + [1] * 2 + [2] * 3),
+    "nearly equal": ([0.5, 0.5, 0.5, 0.500001], [0] * 4),
+    "large": ([1000.0, 1001.0, 1003.0], [0] * 3),
+    "all equal": ([17.3] * 15 + [1.0, 0.0], [0] * 15 + [1] * 2),
+    "a group of one": ([1.0, 0.0, 1.0], [0, 0, 1]),
+}
+# The difference of log-probs, reference minus policy: k3 is 10 at about 2.61 and at -10.99995.
+KL_DIFFERENCES = (0.0, 1e-6, -1e-6, 0.3, -0.3, 1.0, -1.0, 2.6, -10.9, 2.7, -11.1, 12.0, -30.0)
+
+
 def vector(name: str) -> dict[str, Any]:
-    """Inputs, loss and gradient of a variant, from the slow loop over Python floats."""
+    """Inputs and results of a variant, from slow loops over Python floats."""
     return {
+        "schema": SCHEMA,
         "variant": name,
+        "parameters": asdict(PARAMETERS[name]),
+        "tolerance": TOLERANCE,
         "cases": [
             {
-                "log_probs": arrays.log_probs.tolist(),
-                "log_probs_old": arrays.old.tolist(),
+                "name": case,
+                "log_probs": _numbers(arrays.log_probs),
+                "log_probs_old": _numbers(arrays.old),
                 "advantages": arrays.advantages.tolist(),
                 "mask": arrays.mask.astype(int).tolist(),
                 "sequences_in_optimizer_batch": totals.sequences,
@@ -50,17 +118,82 @@ def vector(name: str) -> dict[str, Any]:
                 "loss": loss,
                 "gradient": gradient.tolist(),
             }
-            for arrays, totals in cases()
+            for case, (arrays, totals) in cases().items()
             for loss, gradient in [slow_loss(name, arrays, totals)]
         ],
+        "advantage_cases": [
+            {
+                "name": case,
+                "rewards": rewards,
+                "groups": groups,
+                "advantages": None if _has_one_alone(groups) else slow_advantages(name, *given),
+            }
+            for case, given in ADVANTAGE_CASES.items()
+            for rewards, groups in [given]
+        ],
     }
+
+
+def kl_vector() -> dict[str, Any]:
+    """The same of the KL penalty."""
+    rng = np.random.default_rng(20250322)
+    policy = np.round(rng.normal(-14.0, 1.0, len(KL_DIFFERENCES)), 4)
+    reference = policy + np.array(KL_DIFFERENCES)
+    known = [slow_k3(float(p), float(r), KL_BOUND) for p, r in zip(policy, reference, strict=True)]
+    mask = [1] * len(known) + [0] * len(OUTSIDE)
+    return {
+        "schema": SCHEMA,
+        "variant": KL,
+        "parameters": {"estimator": "k3", "bound": KL_BOUND},
+        "tolerance": TOLERANCE,
+        "cases": [
+            {
+                "name": "on both sides of the bound",
+                "log_probs": _numbers([[*policy, *OUTSIDE]]),
+                "log_probs_ref": _numbers([[*reference, *OUTSIDE[::-1]]]),
+                "mask": [mask],
+                "kl": [[*(value for value, _ in known), *[0.0] * len(OUTSIDE)]],
+                "gradient": [[*(slope for _, slope in known), *[0.0] * len(OUTSIDE)]],
+            }
+        ],
+    }
+
+
+def _has_one_alone(groups: Sequence[int]) -> bool:
+    return any(groups.count(number) == 1 for number in groups)
+
+
+def _numbers(rows: Any) -> list[list[float | str | None]]:
+    """JSON has finite numbers alone: others are strings, and NaN is null in every other row."""
+    return [[_number(float(value), row % 2) for value in values] for row, values in enumerate(rows)]
+
+
+def _number(value: float, null_for_nan: int) -> float | str | None:
+    if math.isfinite(value):
+        return value
+    return None if math.isnan(value) and null_for_nan else str(value)
+
+
+def read_numbers(rows: Sequence[Sequence[float | str | None]]) -> list[list[float]]:
+    """What `_numbers` has written: "nan", "inf" and "-inf" as Python reads them, null as NaN."""
+    return [[math.nan if value is None else float(value) for value in row] for row in rows]
 
 
 def file_name(name: str) -> str:
     return f"{name}.json"
 
 
+def as_text(content: Mapping[str, Any]) -> str:
+    """JSON with a row of numbers in a line."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    return re.sub(r"\[[^\[\]{}]*\]", lambda row: " ".join(row[0].split()), text) + "\n"
+
+
+def all_vectors() -> dict[str, dict[str, Any]]:
+    """What belongs into each file, by the name of its variant."""
+    return {name: vector(name) for name in VARIANTS} | {KL: kl_vector()}
+
+
 if __name__ == "__main__":
-    for variant in VARIANTS:
-        text = json.dumps(vector(variant), indent=1)
-        (DIRECTORY / file_name(variant)).write_text(text + "\n", encoding="utf-8")
+    for variant, content in all_vectors().items():
+        (DIRECTORY / file_name(variant)).write_text(as_text(content), encoding="utf-8")
