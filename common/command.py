@@ -5,25 +5,47 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 from dotenv import load_dotenv
 
 from common.errors import UserError
+from common.printable import storable
 from common.repository import REPOSITORY
 
 Config = TypeVar("Config")
 
 
+def take_any_text() -> None:
+    """Let what cannot be read or written as text be replaced, by a mark or by its code: no print
+    and no line of input ends a program, whatever the encoding of the terminal."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def refuse_unstorable(flags: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a flag whose value, or one of whose values, is not UTF-8."""
+    for name, value in flags.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, str | Path) and storable(str(part)) != str(part):
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} {str(part)!a}: is not UTF-8; write or name it in UTF-8")
+
+
 def run_command(main: Callable[[Config], None], config_class: type[Config]) -> None:
     """Parse the flags and run; a user's mistake ends in one line on stderr and exit code 2."""
-    read_env_file()
+    take_any_text()
     try:
-        main(_parse(config_class))
+        read_env_file()
+        config = _parse(config_class)
+        refuse_unstorable(vars(config))
+        main(config)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
@@ -32,10 +54,14 @@ def run_command(main: Callable[[Config], None], config_class: type[Config]) -> N
 def read_env_file() -> None:
     """A `.env` in the working directory, else in the repository, adds to the environment.
 
-    What the shell has set wins.
+    What the shell has set wins. Raises `UserError` for a file that is no text.
     """
     here = Path(".env")
-    load_dotenv(here if here.is_file() else REPOSITORY / ".env")
+    file = here if here.is_file() else REPOSITORY / ".env"
+    try:
+        load_dotenv(file)
+    except ValueError as error:
+        raise UserError(f"{file}: is no UTF-8 text ({error}); save it as such") from None
 
 
 def _parse(config_class: type[Config]) -> Config:

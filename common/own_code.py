@@ -17,6 +17,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.imports_beside import imported_files
+from common.printable import error_as_line
 
 
 def names_own_code(value: str) -> bool:
@@ -78,7 +79,7 @@ def code_of_the_user(flag: str, path: str) -> Iterator[None]:
         file, line = frame.filename, frame.lineno
         if isinstance(error, SyntaxError):
             file, line = error.filename, error.lineno
-        what = " ".join(f"{type(error).__name__}: {error}".split())
+        what = error_as_line(error)
         raise UserError(f"{flag} {path}: raised {what} ({file}, line {line}); mend it") from error
 
 

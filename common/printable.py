@@ -8,6 +8,7 @@ from typing import Any
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 def printable(text: str) -> str:
@@ -22,15 +23,30 @@ def storable(text: str) -> str:
     return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def line_of(error: UnicodeDecodeError) -> int:
+    """The line, from 1, in which bytes are no text."""
+    return len(_LINE_END.findall(error.object[: error.start])) + 1
+
+
+def error_as_line(error: BaseException) -> str:
+    """What somebody's code raised, in one storable line, even if it has no message that can be
+    shown."""
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 (code of the user)
+        message = "(its message cannot be shown)"
+    return storable(" ".join(f"{type(error).__name__}: {message}".split()))
+
+
 def all_storable(value: Any) -> Any:
     """What JSON can hold, with `storable` text and names."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, dict):
-        return {storable(name): all_storable(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
+        return {all_storable(name): all_storable(part) for name, part in value.items()}
+    if isinstance(value, list):
         return [all_storable(part) for part in value]
-    return value
+    return tuple(map(all_storable, value)) if isinstance(value, tuple) else value
 
 
 def unstorable_in(value: Any) -> str | None:

@@ -9,10 +9,18 @@ from typing import Any
 import yaml
 
 from common.errors import UserError
+from common.printable import line_of, unstorable_in
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the floats of YAML 1.2, and no key twice."""
+    """PyYAML's safe loader with the floats of YAML 1.2, no key twice, and text that is storable."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if unstorable_in(value) is not None:
+            problem = f"half of a surrogate pair or a NUL in {value[:60]!a}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -37,11 +45,17 @@ _Loader.add_implicit_resolver(
 def read_yaml(flag: str, path: Path) -> Any:
     """What a YAML file holds. Raises `UserError`, naming flag, file and line, if it is not one."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{flag} {path}: not UTF-8; save the file as UTF-8") from None
+    except UnicodeDecodeError as error:
+        where = f"{flag} {path}, line {line_of(error)}"
+        raise UserError(f"{where}: not UTF-8; save the file as UTF-8") from None
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        where = f"{flag} {path}, line {text.count(chr(10), 0, error.position) + 1}"
+        raise UserError(f"{where}: {error.reason} (#x{error.character:04x}); take it out") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark else ""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import docstring_parser
 import tyro
 
-from common.command import complaint_as_line
+from common.command import complaint_as_line, refuse_unstorable
 from common.errors import UserError
 from common.flags.markers import OWN_CODE, marked
 from common.flags.train_config import ConfigType, OpenDefault, TrainConfig
@@ -67,9 +67,9 @@ def parse_config(
         name: value for name, value in values.items() if name not in open_flags or value is not None
     }
     own_code = marked(config_class, OWN_CODE)
-    return config_class(
-        **{name: _anchored(name, value, name in own_code) for name, value in given.items()}
-    )
+    flags = {name: _anchored(name, value, name in own_code) for name, value in given.items()}
+    refuse_unstorable(flags)
+    return config_class(**flags)
 
 
 def _anchored(name: str, value: Any, is_own_code: bool) -> Any:

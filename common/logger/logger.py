@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Sink
 from common.printable import printable
 from common.replay_buffer import Experience
 from common.rollout.trajectory import Group, Rollout
+from common.run.files import as_line
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Logger:
                 call = rollout.completion.calls[-1]
                 if call.tool not in self._reported:
                     self._reported.add(call.tool)
-                    self.say(f"tool {call.tool} broke off a conversation: {printable(call.reply)}")
+                    self.say(f"tool {call.tool} broke off a conversation: {call.reply}")
 
     def log_invalid_step(self, global_step: int, batch: Sequence[Experience]) -> None:
         """Record the tasks of an optimizer batch whose gradient was not finite."""
@@ -168,7 +168,7 @@ class Logger:
     def _append_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         if self._sinks:
             with self._samples_file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.writelines(map(as_line, rows))
 
     def _record(self, take: Callable[[Recorder], None]) -> None:
         """Take snapshots, if there are to be figures; after the first that fails there are none."""
@@ -184,7 +184,7 @@ class Logger:
     def say(self, text: str) -> None:
         """A line for the person who watches."""
         if self._sinks:
-            self._console.out(text, highlight=False)
+            self._console.out(printable(text), highlight=False)
 
     def _log(self, row: Mapping[str, Any]) -> None:
         numbers = {name: _plain(value) for name, value in row.items()}

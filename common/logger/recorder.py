@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from common.rollout.trajectory import Group
+from common.run.files import as_line
 
 # The embeddings of these texts are followed through a run. Fixed, so that runs can be compared.
 PROBES = (
@@ -82,7 +82,7 @@ class Recorder:
 
     def _append(self, kind: str, fields: Mapping[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({kind: fields}) + "\n")
+            file.write(as_line({kind: fields}))
 
 
 def layer_norms(model: nn.Module) -> dict[str, float]:

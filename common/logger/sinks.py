@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.logger.media import Media, as_json
+from common.run.files import as_line
 
 BATCH_AXIS = "rollouts/batch_step"
 STEP_AXIS = "training_step/global_step"
@@ -57,7 +57,7 @@ class JsonlSink:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(_without_nan(row)) + "\n")
+        self._file.write(as_line(_without_nan(row)))
         self._file.flush()
 
     def log_media(self, name: str, media: Media, batch_step: int) -> None:

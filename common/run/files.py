@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from common.printable import all_storable
 
 PARTIAL = ".partial"
 # The file of a run with what was recorded of its model for figures.
@@ -72,6 +74,11 @@ def sha256_of_all(root: Path, files: Iterable[Path], digest: Callable[[Path], st
     """The digest of several files and of their names below `root`."""
     lines = (f"{file.relative_to(root).as_posix()} {digest(file)}" for file in sorted(files))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def as_line(row: Mapping[str, Any]) -> str:
+    """A line of a JSONL file, of which every reader can write on what it holds."""
+    return json.dumps(all_storable(row)) + "\n"
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.printable import unstorable_in
+from common.printable import line_of, unstorable_in
 from common.tasks.foreign_files import (
     complaint_about_bytes,
     complaint_about_columns,
@@ -78,11 +78,8 @@ def _decoded(flag: str, content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = len(_LINE_END.findall(content[: error.start].decode("utf-8"))) + 1
-        byte = content[error.start]
-        raise UserError(
-            f"{flag}, line {line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8"
-        ) from None
+        what = f"not UTF-8 (byte 0x{error.object[error.start]:02x})"
+        raise UserError(f"{flag}, line {line_of(error)}: {what}; save the file as UTF-8") from None
 
 
 def _row(where: str, line: str) -> dict[str, Any]:

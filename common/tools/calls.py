@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from common.printable import all_storable
 from common.tools.toolbox import Tool
 
 Status = Literal["ok", "unclosed", "invalid_json", "unknown_tool", "bad_arguments"]
@@ -139,7 +140,7 @@ def _value(text: str) -> Any:
 
 def _parsed(text: str) -> Any:
     parsed = json.loads(text, parse_constant=_refused, parse_float=_finite, parse_int=_short)
-    return _refused("too deep") if _is_deeper(parsed, MAX_DEPTH) else parsed
+    return _refused("too deep") if _is_deeper(parsed, MAX_DEPTH) else all_storable(parsed)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from common.errors import UserError
+from common.printable import storable
 
 SUFFIXES = (".md", ".markdown", ".txt", ".text")
 
@@ -19,6 +21,9 @@ _TABLE = re.compile(
     r"(?:<html>\s*<body>\s*)?<table\b.*?</table>(?:\s*</body>\s*</html>)?", re.S | re.I
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(\"'])")
+
+# Of a file's characters, those that are none; a binary file has more.
+_MOST_REPLACED = 0.1
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 
@@ -60,7 +65,7 @@ def read_documents(directory: Path) -> list[Document]:
     except OSError as error:
         raise UserError(f"{flag}: cannot be read ({error.strerror}: {error.filename})") from None
     documents = [
-        Document(path.relative_to(directory).as_posix(), text)
+        Document(storable(path.relative_to(directory).as_posix()), text)
         for path, content in zip(files, contents, strict=True)
         if (text := _decoded(content)).strip()
     ]
@@ -73,10 +78,11 @@ def read_documents(directory: Path) -> list[Document]:
 
 
 def _decoded(content: bytes) -> str:
-    """UTF-8 text; a binary file, whatever its name, has none."""
-    if b"\0" in content:
-        return ""
-    return content.decode("utf-8-sig", errors="replace")
+    """The text, UTF-8 unless a mark says UTF-16, with a mark for what is none; a binary file,
+    whatever its name, has none."""
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = storable(content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace"))
+    return "" if text.count("\N{REPLACEMENT CHARACTER}") > _MOST_REPLACED * len(text) else text
 
 
 def split_documents(

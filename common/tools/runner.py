@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from common.printable import storable
+from common.printable import error_as_line, storable
 from common.tools.calls import Call, CallRecord
 from common.tools.toolbox import Tool
 
@@ -136,8 +136,7 @@ def _run(tool: Tool, call: Call) -> CallRecord:
         if not isinstance(reply, str):
             raise TypeError(f"it returned {type(reply).__name__}; a tool returns text")
     except (Exception, SystemExit) as error:  # noqa: BLE001 (code of the user)
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return call.record("error", storable(what), time.monotonic() - started)
+        return call.record("error", error_as_line(error)[:300], time.monotonic() - started)
     return call.record("answered", storable(reply), time.monotonic() - started)
 
 

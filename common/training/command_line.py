@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from common.command import read_env_file
+from common.command import read_env_file, take_any_text
 from common.errors import UserError
 from common.flags.parsing import parse_config
 from common.flags.saved import from_json
@@ -31,8 +31,9 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType]) -> None:
     """Parse the flags and run; a user's mistake ends in one line on stderr and exit code 2."""
-    read_env_file()
+    take_any_text()
     try:
+        read_env_file()
         config = parse_flags(config_class, sys.argv[1:])
         config = resolve_defaults(config, bundled=is_bundled(config.model_name))
         if config.top_p < 1 and os.environ.get("RANK", "0") == "0":

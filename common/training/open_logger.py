@@ -16,6 +16,7 @@ from common.logger.mirror import Order
 from common.logger.mirror_sink import MirrorSink
 from common.logger.recorder import Recorder
 from common.logger.sinks import ConsoleSink, JsonlSink, Sink
+from common.printable import all_storable
 from common.run.checkpoint import MANIFEST, STATE
 from common.run.directory import Run, RunDirectory
 from common.run.files import read_rows
@@ -47,7 +48,7 @@ def open_logger(
     if shown or config.figures_interval:
         figures = {"rows": config.figures_rows, "gradients": config.figures_snapshots}
         drawn = figures if config.figures_interval else None
-        order = Order(str(directory.path), dict(record), shown, drawn)
+        order = Order(str(directory.path), all_storable(dict(record)), shown, drawn)
         sinks.append(MirrorSink(MIRROR, order, partial(console.out, highlight=False)))
     sinks.append(ConsoleSink(config.max_steps, console))
     intervals = Intervals(
@@ -82,7 +83,7 @@ def _artifact_sources(config: TrainConfig, directory: RunDirectory) -> dict[str,
 
 def _wandb_names(config: TrainConfig, run_name: str) -> dict[str, Any]:
     """A flag beats wandb's environment variable, and that beats our default."""
-    return {
+    names = {
         "name": run_name,
         "project": config.wandb_project
         or os.environ.get("WANDB_PROJECT")
@@ -92,3 +93,4 @@ def _wandb_names(config: TrainConfig, run_name: str) -> dict[str, Any]:
         "tags": config.wandb_tags or None,
         "notes": config.wandb_notes,
     }
+    return all_storable(names)

@@ -20,7 +20,7 @@ from common.models.load import (
     max_positions,
     stop_token_ids,
 )
-from common.printable import printable
+from common.printable import printable, storable
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
@@ -83,7 +83,7 @@ def main(config: ChatConfig) -> None:
     console.print(f"{name}: ask a question, for example What is 3+5-2?  (Ctrl-D ends)")
     for number, line in enumerate(sys.stdin):
         if line.strip():
-            console.print(answer(line.strip(), number), markup=False, highlight=False)
+            console.print(answer(storable(line.strip()), number), markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -67,21 +67,24 @@ def selected(config: SamplesConfig) -> list[dict[str, Any]]:
 
 def lines_of(row: Mapping[str, Any]) -> Iterator[Text]:
     """A sample as it is read: what was asked, what was written and replied, and the scores."""
-    yield Text(f"── step {row['step']}, {row['split']}", style="dim")
+    yield _line(f"── step {row['step']}, {row['split']}", "dim")
     yield _turn("user", row["question"])
     messages = row.get("conversation", [{"role": "assistant", "content": row["completion"]}])
     for message in messages:
         yield _turn(message["role"], message["content"])
     for call in row.get("calls", []):
         if call["outcome"] != "answered":
-            reply = printable(call["reply"])
-            yield Text(f"{call['outcome']:>9}  {call['tool']}: {reply}", style="red")
+            yield _line(f"{call['outcome']:>9}  {call['tool']}: {call['reply']}", "red")
     scores = "  ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in row.items()
         if name not in _OWN_LINE and value is not None
     )
-    yield Text(f"right answer {row['ground_truth']}  {scores}\n", style="dim")
+    yield _line(f"right answer {row['ground_truth']}  {scores}\n", "dim")
+
+
+def _line(text: str, style: str) -> Text:
+    return Text(printable(text), style=style)
 
 
 def _turn(role: str, content: str) -> Text:

@@ -35,7 +35,7 @@ def before_and_after(run: Run) -> str:
                 said = by_task.setdefault((row["question"], row["ground_truth"]), [])
                 said.append(f"  {label}{_one_line(row)}")
     for (question, answer), said in by_task.items():
-        lines += [f"\n{question}  ({answer})", *said]
+        lines += [printable(f"\n{question}  ({answer})"), *said]
     return "\n".join([*lines, "", f"run: {directory.path}"])
 
 

@@ -153,12 +153,13 @@ def test_what_is_no_task_is_named_with_its_line(tmp_path, text, complaint):
     assert complaint in complaint_about(write(tmp_path / "broken.jsonl", text))
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path, line_end):
+def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path, line_end, mark):
     row = '{"question": "é", "answer": "1"}'
     good = f"{row}{line_end}{line_end}".encode()
     path = tmp_path / "latin.jsonl"
-    path.write_bytes(good + row.encode("latin-1"))
+    path.write_bytes(mark + good + row.encode("latin-1"))
     assert complaint_about(path).startswith(", line 3: not UTF-8 (byte 0xe9); save the file")
 
 

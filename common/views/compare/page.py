@@ -116,7 +116,7 @@ def _run_data(label: str, run: ComparedRun, folder: Path) -> dict[str, Any]:
 
 def _link(file: Path, name: str, folder: Path) -> dict[str, str]:
     """A relative address, so that the page can be moved together with the runs."""
-    return {"name": name, "href": quote(Path(os.path.relpath(file, folder.resolve())).as_posix())}
+    return {"name": name, "href": quote(os.fsencode(os.path.relpath(file, folder.resolve())))}
 
 
 def _rounded(value: int | float, digits: int) -> float:
