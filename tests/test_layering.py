@@ -10,7 +10,7 @@ from tests.helpers import REPOSITORY
 
 # Each imports itself and those before it.
 ROOMS = (
-    *("errors", "imports_beside", "own_code", "yaml_file", "printable", "repository", "command"),
+    *("errors", "printable", "imports_beside", "own_code", "yaml_file", "repository", "command"),
     *("algo", "tasks", "tools", "rewards", "models", "rollout", "replay_buffer"),
     *("flags", "run", "logger", "views", "training", "sweep"),
 )

@@ -413,7 +413,7 @@ def test_hermes_calls_are_read_run_and_answered():
     assert trajectory.stop_reason == "answered"
     assert [call.status for call in transcript.calls] == ["ok", "invalid_json", "ok"]
     replies = [message.content for message in transcript.messages if message.role == "tool"]
-    assert replies == ["4", "error: the call is not valid JSON", "a?"]
+    assert replies == ["4", "error: the call is not valid JSON", "a\N{REPLACEMENT CHARACTER}"]
     assert "<tool_response>\n4\n</tool_response>" in tokenizer.decode(trajectory.token_ids)
 
 
