@@ -26,6 +26,7 @@ HOMES = {
     "peft": ("common/models/",),
     "bitsandbytes": ("common/models/",),
     "bm25s": ("common/tools/",),
+    "math_verify": ("common/rewards/math_worker.py",),
     "accelerate": ("common/training/", "experiment_accelerate/", "experiment_accelerate_ddp/"),
     # The flags of everything; beside them the commands that take an argument without a flag.
     "pydantic": ("common/flags/saved.py",),
