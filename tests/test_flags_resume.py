@@ -39,6 +39,7 @@ OTHERS = """
 --documents-path /elsewhere/documents
 --dtype bfloat16
 --dynamic-sampling 3
+--dynamic-sampling-by reward
 --environment games:Guessing
 --epochs-per-step 2
 --eval-group-size 4

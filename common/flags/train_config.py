@@ -190,8 +190,11 @@ class ObjectiveFlags:
     """With --overlong penalty: the last share of --max-completion-tokens, or of what --max-length
     leaves room for, over which the penalty grows to 1."""
     dynamic_sampling: int = 1
-    """Draw up to this many times the tasks of a step, until --rollouts-per-step groups have
-    rewards that differ; 1 draws once and keeps all groups."""
+    """Draw up to this many times the tasks of a step, until --rollouts-per-step groups teach
+    something, and learn from so many; 1 draws once and keeps all groups."""
+    dynamic_sampling_by: Literal["correctness", "reward"] = "correctness"
+    """Which groups teach: those with right and with wrong completions (DAPO's, whatever else is
+    rewarded), or those with rewards that differ. If there are too few, others fill the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,9 +124,10 @@ class Logger:
         if not self._sinks or not kept:
             return
         if is_due(self._intervals.completions, batch_step):
-            self.log_samples(batch_step, kept[:4], "train")
-            table = generations(batch_step, kept[:4])
-            example = {"examples/completion": as_text(kept[0]), "generations": table}
+            learned = [group for group in kept if group.advantages][:4]
+            self.log_samples(batch_step, learned, "train")
+            table = generations(batch_step, learned)
+            example = {"examples/completion": as_text(learned[0]), "generations": table}
             self.log_media(batch_step, example)
         if is_due(self._intervals.histograms, batch_step):
             self.log_media(batch_step, histograms(kept, experiences))

@@ -35,7 +35,8 @@ def is_criterion(name: str) -> bool:
 
 
 def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) -> Metrics:
-    """`rollouts/*` of one batch, from its groups and from their experiences with log-probs."""
+    """`rollouts/*` of one batch, from all groups that were drawn and from the experiences that are
+    learned from, with their log-probs."""
     errors = sum(len(group.errored) for group in groups)
     kept = [group for group in groups if group.rollouts]
     dropped, groups = len(groups) - len(kept), kept
@@ -76,6 +77,22 @@ def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) 
         metrics["completion_tokens_incorrect_mean"] = lengths[~correct].mean()
     metrics |= _log_prob_metrics(experiences)
     return {f"rollouts/{name}": float(value) for name, value in metrics.items()}
+
+
+def kept_metrics(groups: Sequence[Group]) -> Metrics:
+    """`kept/*` of the groups that are learned from, where more were drawn."""
+    metrics = rollout_metrics(groups, [])
+    correct = [rollout.correct for group in groups for rollout in group.rollouts]
+    return {
+        **{f"kept/{name}": metrics[f"rollouts/{name}"] for name in _OF_KEPT},
+        "kept/correctness_rate": statistics.fmean(correct),
+    }
+
+
+_OF_KEPT = (
+    *("total_rollouts", "returns_mean", "returns_std", "completion_tokens_mean"),
+    *("truncated_fraction", "solved_some", "zero_variance_fraction"),
+)
 
 
 def _log_prob_metrics(experiences: Sequence[Experience]) -> Metrics:
@@ -213,7 +230,7 @@ class RunStatistics:
         self.invalid_in_a_row = 0
 
     def add_batch(self, groups: Sequence[Group]) -> Metrics:
-        """Remember a batch that was learned from; returns its `rewards/*` and `criteria/*`, and how
+        """Remember a batch as it was drawn; returns its `rewards/*` and `criteria/*`, and how
         many optimizer steps were skipped so far."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         metrics: Metrics = {}
@@ -449,7 +466,7 @@ def batch_metrics(
         **system_metrics(len(experiences)),
     }
     if "rollout" in seconds:
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rollouts = [r for group in groups for r in (*group.rollouts, *group.errored)]
         sampled = sum(rollout.trajectory.num_sampled for rollout in rollouts)
         metrics["perf/rollout_tokens_per_s"] = sampled / seconds["rollout"]
     if steps:

@@ -124,3 +124,8 @@ class Group:
     def has_signal(self) -> bool:
         """Whether any reward differs from another; without that every advantage is zero."""
         return len(set(self.rewards)) > 1
+
+    @property
+    def is_solved_in_part(self) -> bool:
+        """Whether some rollouts are right and others wrong."""
+        return len({rollout.correct for rollout in self.rollouts}) > 1

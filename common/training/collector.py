@@ -20,7 +20,7 @@ from common.rollout.sampling import EVALUATION_STEP, Sampling
 from common.rollout.trajectory import Group, Trajectory
 from common.tasks.task import Task
 from common.training.ranks import ALONE, Ranks
-from common.training.task_order import tasks_of_step
+from common.training.task_order import draws_of_step
 
 
 class Collector:
@@ -61,35 +61,40 @@ class Collector:
             interrupted=interrupted,
         )
 
-    def train(self, tasks: Sequence[Task], step: int) -> list[Group]:
-        """The groups of a step, of which the first is 1.
+    def train(self, tasks: Sequence[Task], step: int) -> tuple[list[Group], list[Group]]:
+        """The groups of a step, of which the first is 1: those to learn from, and others.
 
         With `--dynamic-sampling K` up to K draws of tasks are rolled out, until there are
-        `--rollouts-per-step` groups whose rewards differ (DAPO, arXiv 2503.14476). Fewer are
-        returned if there were no more, and the last draw as it is if there was none at all. Each
-        step has K draws of its own, taken or not, so that no step depends on the one before.
+        `--rollouts-per-step` groups that teach (DAPO, arXiv 2503.14476). So many are returned in
+        any case, that optimizer batches and their schedule are as planned: where too few teach,
+        first those whose rewards differ, then any.
 
         A group of which a tool left fewer than two rollouts to compare is dropped: it has none.
         Raises `UserError` if that is so of every group.
         """
-        draws = self._config.dynamic_sampling
-        with_signal: list[Group] = []
-        broken: list[Group] = []
+        config = self._config
         groups: list[Group] = []
-        for draw in range((step - 1) * draws, step * draws):
-            drawn = tasks_of_step(tasks, draw, self._config)
-            rolled_out = self._rollout(drawn, draw, self._config.group_size)
-            groups = [group if len(group.rollouts) > 1 else _dropped(group) for group in rolled_out]
-            if self._config.overlong == "penalty":
-                groups = [self._penalised(group) for group in groups]
-            with_signal += [group for group in groups if group.has_signal]
-            broken += [_dropped(g) for g in groups if g.errored and not g.has_signal]
-            if len(with_signal) >= self._config.rollouts_per_step:
+        for drawn in draws_of_step(tasks, step, config):
+            rolled_out = self._rollout(drawn, step - 1, config.group_size)
+            rolled_out = [g if len(g.rollouts) > 1 else _dropped(g) for g in rolled_out]
+            if config.overlong == "penalty":
+                rolled_out = [self._penalised(group) for group in rolled_out]
+            groups += rolled_out
+            if sum(map(self._teaches, groups)) >= config.rollouts_per_step:
                 break
-        if draws == 1 or not with_signal:
-            _check_scored(groups, f"step {step}")
-            return groups
-        return with_signal[: self._config.rollouts_per_step] + broken
+        _check_scored(groups, f"step {step}")
+        values = [(self._teaches(g), g.has_signal, bool(g.rollouts)) for g in groups]
+        best_first = sorted(range(len(groups)), key=values.__getitem__, reverse=True)
+        kept = set(best_first[: config.rollouts_per_step])
+        return (
+            [group for number, group in enumerate(groups) if number in kept],
+            [group for number, group in enumerate(groups) if number not in kept],
+        )
+
+    def _teaches(self, group: Group) -> bool:
+        """By what `--dynamic-sampling-by` names."""
+        by_reward = self._config.dynamic_sampling_by == "reward"
+        return group.has_signal if by_reward else group.is_solved_in_part
 
     def _penalised(self, group: Group) -> Group:
         rollouts = [

@@ -63,13 +63,15 @@ def plan(
     config: TrainConfig, record: Mapping[str, Any], measured: Mapping[str, float]
 ) -> Iterator[str]:
     """What the whole run will do, from its flags and from the row of the small step."""
-    completions = config.rollouts_per_step * config.group_size
+    draws = config.dynamic_sampling
+    completions = draws * config.rollouts_per_step * config.group_size
     seconds = measured["time/step_s"]
     tasks = small_tasks(config)
     whole = seconds * config.rollouts_per_step / tasks
     yield f"model: {config.model_name}, {record['num_parameters']:,} parameters"
     yield (
-        f"a step: {config.rollouts_per_step} tasks x {config.group_size} completions, "
+        f"a step: {config.rollouts_per_step} tasks x {config.group_size} completions"
+        f"{f' in up to {draws} draws' if draws > 1 else ''}, "
         f"at most {completions * config.max_completion_tokens:,} sampled tokens and "
         f"{completions * config.max_length:,} in all, {optimizer_steps(config, 1)} optimizer steps"
     )

@@ -62,6 +62,8 @@ class Learner:
         """Those over which the learning rate rises; a resumed run keeps its own."""
         self.steps: list[StepSums] = []
         """Of the rollout batch in hand."""
+        self.planned = 0
+        """Optimizer steps that were planned for the rollout batches before the one in hand."""
         self.config = config
         self.extras = extras
         self.statistics = statistics
@@ -74,7 +76,7 @@ class Learner:
 
         Every batch is to be learned from and then stepped.
         """
-        self.steps = []
+        self.steps, self.planned = [], optimizer_steps(self.config, step - 1)
         with self.timer("train"):
             for epoch in range(self.config.epochs_per_step):
                 passed = len(self.steps)
@@ -147,7 +149,8 @@ class OptimizerBatch:
         if not reduced:
             learner.ranks.sum_gradients(learner.policy.parameters())
         sums = StepSums.merged(learner.ranks.merge(self._sums.cpu()))
-        rate = learning_rate(config, learner.global_step, learner.warmup_steps)
+        planned = learner.planned + len(learner.steps)
+        rate = learning_rate(config, planned, learner.warmup_steps)
         logger.snapshot_gradients(learner.global_step)
         norm = optimizer_step(optimizer, rate, config.max_grad_norm, clip)
         learner.global_step += 1

@@ -22,7 +22,12 @@ from common.algo.objective import Objective
 from common.flags.objective_flag import load_objective
 from common.flags.train_config import TrainConfig
 from common.logger.logger import Logger
-from common.logger.metrics import RunStatistics, batch_metrics, evaluation_metrics
+from common.logger.metrics import (
+    RunStatistics,
+    batch_metrics,
+    evaluation_metrics,
+    kept_metrics,
+)
 from common.logger.recorder import Recorder
 from common.logger.timer import Timer
 from common.logger.tool_metrics import conversation_metrics, tool_evaluation_metrics
@@ -162,6 +167,8 @@ class Session:
     interruption: Interruption
     steps_done: int
     finished: bool = False
+    left_out: Sequence[Group] = ()
+    """Drawn in the step in hand, beside the groups that are learned from."""
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps that are to be done, from 1, or from where the run stopped.
@@ -186,9 +193,10 @@ class Session:
                 self._save(done + 1)
 
     def rollouts(self, step: int) -> list[Group]:
-        """A group of scored completions for each task of a step, those of all ranks."""
+        """The groups of scored completions that a step learns from, those of all ranks."""
         with self.timer("rollout"):
-            return self.collector.train(self.train_tasks, step)
+            groups, self.left_out = self.collector.train(self.train_tasks, step)
+            return groups
 
     def score(self, groups: Sequence[Group]) -> list[Experience]:
         """What there is to learn from, with the log-probs of the policy and of its reference."""
@@ -210,12 +218,15 @@ class Session:
             advantages = [advantage for group in groups for advantage in group.advantages]
             self.logger.log_batch(step, self.objective.extras.of_advantages(advantages))
         steps, seconds = self.learner.steps, self.timer.seconds
-        metrics = batch_metrics(groups, experiences, steps, seconds, self.config.kl_weight)
-        metrics |= self.statistics.add_batch(groups)
+        drawn = [*groups, *self.left_out]
+        metrics = batch_metrics(drawn, experiences, steps, seconds, self.config.kl_weight)
+        metrics |= self.statistics.add_batch(drawn)
+        if self.config.dynamic_sampling > 1:
+            metrics |= kept_metrics(groups)
         if isinstance(self.config, MultiTurnConfig):
-            metrics |= conversation_metrics(groups)
+            metrics |= conversation_metrics(drawn)
         self.logger.log_batch(step, {**metrics, **self.timer.lap()})
-        self.logger.log_rollouts(step, groups, experiences)
+        self.logger.log_rollouts(step, drawn, experiences)
 
     def evaluate(self, step: int) -> None:
         """Answer the held-out tasks, with the same random numbers each time, and log how."""

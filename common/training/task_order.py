@@ -43,16 +43,21 @@ def drawn(tasks: Sequence[Task], count: int | None, seed: int) -> list[Task]:
     return [task for task in tasks if task.task_id in chosen]
 
 
-def tasks_of_step(tasks: Sequence[Task], step: int, config: TrainConfig) -> list[Task]:
-    """The tasks of a step: pass after pass over all tasks, each pass in an order of its own.
+def draws_of_step(tasks: Sequence[Task], step: int, config: TrainConfig) -> list[list[Task]]:
+    """The tasks of a step, of which the first is 1, draw by draw: `--dynamic-sampling` draws, or
+    fewer if there are too few tasks.
 
-    Depends on seed and step alone, so that any step can be asked for first. What does not fill a
-    batch at the end of a pass is left out of that pass: no task is twice in one batch.
+    Pass after pass over all tasks, each pass in an order of its own. Depends on seed and step
+    alone, so that any step can be asked for first, and is the same whether the step before took all
+    of its draws. What does not fill a step at the end of a pass is left out of that pass: no task
+    is twice in one step.
     """
-    count = config.rollouts_per_step
-    number, position = divmod(step, len(tasks) // count)
+    size = config.rollouts_per_step
+    draws = min(config.dynamic_sampling, len(tasks) // size)
+    number, position = divmod(step - 1, len(tasks) // (draws * size))
     order = stream(config.seed, "task order", number).permutation(len(tasks))
-    return [tasks[index] for index in order[position * count : (position + 1) * count]]
+    starts = range(position * draws * size, (position + 1) * draws * size, size)
+    return [[tasks[index] for index in order[start : start + size]] for start in starts]
 
 
 def is_evaluation_step(config: TrainConfig, step: int) -> bool:

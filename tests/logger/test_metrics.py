@@ -13,6 +13,7 @@ from common.logger.metrics import (
     batch_metrics,
     epoch_metrics,
     evaluation_metrics,
+    kept_metrics,
     kl_gradient_share,
     preference_metrics,
     rollout_metrics,
@@ -72,6 +73,25 @@ def test_rollout_metrics():
         "zero_variance_fraction": 2 / 3,
     }
     assert metrics == {f"rollouts/{name}": pytest.approx(v) for name, v in expected.items()}
+
+
+def test_of_more_groups_than_are_learned_from_those_that_are_kept_have_metrics_of_their_own():
+    assert kept_metrics(GROUPS[:2]) == {
+        "kept/total_rollouts": 4,
+        "kept/returns_mean": 0.25,
+        "kept/returns_std": pytest.approx(math.sqrt(3) / 4),
+        "kept/correctness_rate": 0.25,
+        "kept/completion_tokens_mean": 17 / 4,
+        "kept/truncated_fraction": 0.25,
+        "kept/solved_some": 0.5,
+        "kept/zero_variance_fraction": 0.5,
+    }
+
+
+def test_the_speed_of_sampling_counts_what_a_tool_broke_off_and_what_is_not_learned_from():
+    broken = replace(GROUPS[1], rollouts=[], errored=GROUPS[1].rollouts)
+    metrics = batch_metrics([GROUPS[0], broken], [], [], {"rollout": 2.0}, kl_weight=0.0)
+    assert metrics["perf/rollout_tokens_per_s"] == (4 + 8 + 2 + 3) / 2
 
 
 def test_what_does_not_apply_is_absent():

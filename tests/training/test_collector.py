@@ -22,6 +22,7 @@ from common.tasks.task import Task
 from common.tools.calls import CallRecord
 from common.training.collector import Collector
 from common.training.ranks import ALONE
+from common.training.task_order import draws_of_step
 from tests.helpers import ScriptedGenerator
 
 TASKS = [Task(number, f"What is {number}+1?", str(number + 1)) for number in range(12)]
@@ -44,13 +45,13 @@ def length_reward(completion: str, task: Task) -> float:
     return float(len(completion))
 
 
-def collect(tokenizer, converse=single_turn, **flags):
+def collect(tokenizer, converse=single_turn, is_right=is_correct, **flags):
     settings = {"rollouts_per_step": 3, "group_size": 4, "max_completion_tokens": 8, **flags}
     config = resolve_defaults(Config(**settings), bundled=True)
     model = load_policy(ModelOptions("tiny", torch.device("cpu")))
     rewards = [Reward("length", length_reward, 1.0)]
     chat = ChatFormat(tokenizer, "")
-    collector = Collector(config, model, chat, rewards, is_correct, lambda: False, ALONE, converse)
+    collector = Collector(config, model, chat, rewards, is_right, lambda: False, ALONE, converse)
     generator = collector.generator = ScriptedGenerator(complete)
     return collector, generator
 
@@ -58,40 +59,79 @@ def collect(tokenizer, converse=single_turn, **flags):
 def test_one_draw_keeps_every_group(tokenizer):
     collector, _ = collect(tokenizer)
     steps = [collector.train(TASKS, step) for step in range(1, 5)]
-    assert [len(groups) for groups in steps] == [3] * 4
-    seen = sorted(group.task.task_id for groups in steps for group in groups)
+    assert [(len(groups), others) for groups, others in steps] == [(3, [])] * 4
+    seen = sorted(group.task.task_id for groups, _ in steps for group in groups)
     assert seen == list(range(12))
 
 
 def test_dynamic_sampling_draws_until_enough_groups_have_a_signal(tokenizer):
-    collector, generator = collect(tokenizer, dynamic_sampling=4)
-    groups = collector.train(TASKS, 1)
+    collector, generator = collect(tokenizer, dynamic_sampling=4, dynamic_sampling_by="reward")
+    groups, others = collector.train(TASKS, 1)
     assert len(groups) == 3
     assert all(group.has_signal and group.task.task_id % 2 == 0 for group in groups)
     drawn = len(generator.requests) // 4
+    assert drawn == len(groups) + len(others)
     assert drawn % 3 == 0
     assert 3 < drawn <= 12
     assert len({request.stream.task_id for request in generator.requests}) == drawn
 
 
-def test_dynamic_sampling_gives_up_after_its_draws(tokenizer):
+def test_dynamic_sampling_goes_by_right_answers_unless_it_is_told_to_go_by_rewards(tokenizer):
+    """Of 12 tasks, each even one has rewards that differ, and 1 and 4 alone have right and wrong
+    completions: all are drawn for them, and the batch is filled with the first that differ."""
+
+    def is_right(completion: str, task: Task) -> bool:
+        return task.task_id == 1 or (task.task_id == 4 and len(completion) > 2)
+
+    def sometimes_right(openings, **settings):
+        done = single_turn(openings, **settings)
+        return [
+            (trajectory, Transcript("x" * (stream.member + 1)) if task.task_id == 4 else text)
+            for (task, stream), (trajectory, text) in zip(openings, done, strict=True)
+        ]
+
+    def kept_by(what: str) -> tuple[list[int], list[int]]:
+        flags = {"dynamic_sampling": 4, "dynamic_sampling_by": what, "rollouts_per_step": 3}
+        collector, _ = collect(tokenizer, sometimes_right, is_right, **flags)
+        kept, others = collector.train(TASKS, 1)
+        return [g.task.task_id for g in kept], [g.task.task_id for g in others]
+
+    order = [task.task_id for draw in draws(4) for task in draw]
+    even = [number for number in order if number % 2 == 0 and number != 4]
+    kept, others = kept_by("correctness")
+    assert kept == [number for number in order if number in (4, *even[:2])]
+    assert others == [number for number in order if number not in kept]
+    kept, others = kept_by("reward")
+    assert kept == [number for number in order if number % 2 == 0][:3]
+    assert len(others) < 9
+
+
+def draws(count: int) -> list[list[Task]]:
+    config = Config(rollouts_per_step=3, group_size=4, dynamic_sampling=count)
+    return draws_of_step(TASKS, 1, config)
+
+
+def test_dynamic_sampling_gives_up_after_its_draws_and_fills_the_batch(tokenizer):
     odd = [task for task in TASKS if task.task_id % 2]
     collector, generator = collect(tokenizer, dynamic_sampling=2)
-    groups = collector.train(odd, 1)
+    groups, others = collector.train(odd, 1)
     assert len(generator.requests) == 2 * 3 * 4
-    assert len(groups) == 3
+    assert (len(groups), len(others)) == (3, 3)
     assert not any(group.has_signal for group in groups)
     few = [*odd[:5], TASKS[0]]
     collector, _ = collect(tokenizer, dynamic_sampling=2)
-    assert [group.task.task_id for group in collector.train(few, 1)] == [0]
+    groups, others = collector.train(few, 1)
+    assert len(groups) == len(others) == 3
+    assert [group.task.task_id for group in groups if group.has_signal] == [0]
+    assert {group.task.task_id for group in (*groups, *others)} == {0, 1, 3, 5, 7, 9}
 
 
 def test_a_step_does_not_depend_on_how_many_draws_the_step_before_took(tokenizer):
     collector, generator = collect(tokenizer, dynamic_sampling=2)
-    alone = [group.task.task_id for group in collector.train(TASKS, 2)]
+    alone = collector.train(TASKS, 2)
     generator.requests.clear()
     collector.train(TASKS, 1)
-    assert [group.task.task_id for group in collector.train(TASKS, 2)] == alone
+    assert collector.train(TASKS, 2) == alone
 
 
 def test_the_overlong_penalty_enters_the_reward(tokenizer):
@@ -99,7 +139,8 @@ def test_the_overlong_penalty_enters_the_reward(tokenizer):
     punishing, _ = collect(
         tokenizer, max_completion_tokens=4, overlong="penalty", overlong_buffer=0.5
     )
-    for before, after in zip(plain.train(TASKS, 1), punishing.train(TASKS, 1), strict=True):
+    (plainly, _), (punished, _) = plain.train(TASKS, 1), punishing.train(TASKS, 1)
+    for before, after in zip(plainly, punished, strict=True):
         lengths = [rollout.trajectory.num_sampled for rollout in before.rollouts]
         expected = [-max(0, length - 2) / 2 for length in lengths]
         differences = [a - b for a, b in zip(after.rewards, before.rewards, strict=True)]
@@ -113,7 +154,7 @@ def test_the_overlong_penalty_counts_what_the_length_of_the_sequence_cuts(tokeni
     flags = {"max_length": prompt + 3, "rollouts_per_step": 10}
     converse = partial(cut_at_length, max_length=prompt + 3)
     collector, _ = collect(tokenizer, converse, overlong="penalty", overlong_buffer=2 / 3, **flags)
-    groups = collector.train(TASKS[:10], 1)
+    groups, _ = collector.train(TASKS[:10], 1)
     penalties = [
         [rollout.reward - rollout.scores["length"] for rollout in group.rollouts]
         for group in groups
@@ -141,7 +182,7 @@ def shortened(trajectory: Trajectory, room: int) -> Trajectory:
 
 def test_masked_overlong_completions_have_no_token_to_learn_from(tokenizer):
     collector, _ = collect(tokenizer, max_completion_tokens=2)
-    groups = collector.train(TASKS, 1)
+    groups, _ = collector.train(TASKS, 1)
     kept = experiences_from(groups)
     masked = experiences_from(groups, mask_truncated=True)
     reasons = [r.trajectory.stop_reason for group in groups for r in group.rollouts]
@@ -180,15 +221,17 @@ def breaking(openings, *, generator, chat, sampling, max_completion_tokens):
 @pytest.mark.parametrize("draws", [1, 4])
 def test_what_a_tool_broke_off_is_counted_and_not_learned_from(tokenizer, draws):
     collector, _ = collect(tokenizer, dynamic_sampling=draws, converse=breaking)
-    groups = collector.train(TASKS, 1)
-    groups, learned = with_advantages(groups, experiences_from(groups), lambda batch: batch.rewards)
-    seen = {group.task.task_id for group in groups}
-    for group in groups:
+    groups, others = collector.train(TASKS, 1)
+    for group in (*groups, *others):
         expected = {0: 4, 3: 4, 6: 3}.get(group.task.task_id, 0)
         assert len(group.errored) == expected
-        assert len(group.rollouts) == len(group.advantages) == (0 if expected else 4)
-    assert seen & {0, 3, 6} or draws == 1
+        assert len(group.rollouts) == (0 if expected else 4)
+    groups, learned = with_advantages(groups, experiences_from(groups), lambda batch: batch.rewards)
+    assert [len(group.advantages) for group in groups] == [len(group.rollouts) for group in groups]
     assert len(learned) == 4 * sum(not group.errored for group in groups)
+    if draws == 4:
+        assert {group.task.task_id for group in (*groups, *others)} >= {0, 3, 6}
+        assert len(learned) == 12
 
 
 def test_a_tool_that_breaks_off_everything_stops_the_run(tokenizer):

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import dataclass
+from typing import ClassVar
 
-from common.training.learner import learning_rate
-from tests.helpers import load_script, read_rows, train_here
+import pytest
+import torch
+
+from common.algo.objective import Extras
+from common.flags.train_config import TrainConfig, resolve_defaults
+from common.logger.metrics import RunStatistics
+from common.logger.timer import Timer
+from common.models.log_probs import TokenLogProbs
+from common.replay_buffer import ReplayBuffer
+from common.training.learner import Learner, learning_rate
+from common.training.ranks import ALONE
+from tests.helpers import load_script, random_experiences, random_model, read_rows, train_here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    experiment: ClassVar[str] = "test"
+
 
 FLAGS = (
     *("--rollouts-per-step", "2", "--group-size", "4", "--max-completion-tokens", "16"),
@@ -57,3 +74,45 @@ def test_more_steps_on_resume_do_not_warm_up_again(tmp_path):
     rows = read_rows(tmp_path / "experiment_base" / "one" / "metrics.jsonl")
     name = "training_step/learning_rate"
     assert [row[name] for row in rows if name in row] == pytest.approx([1e-4, 2e-4, 3e-4])
+
+
+@pytest.mark.parametrize(
+    ("sequences", "rates"),
+    [((8, 8), [4, 3, 2, 1]), ((4, 8), [4, 2, 1]), ((8, 1), [4, 3, 2]), ((6, 6), [4, 3, 2, 1])],
+)
+def test_a_rollout_batch_that_lacks_conversations_does_not_move_the_schedule(sequences, rates):
+    """Two rollout batches of 2 x 4 sequences, in optimizer batches of 4: a linear decay from 4."""
+    flags = {"rollouts_per_step": 2, "group_size": 4, "train_batch_size": 4, "max_steps": 2}
+    schedule = {"lr": 4.0, "lr_schedule": "linear", "warmup_fraction": 0.0}
+    config = resolve_defaults(Config(**flags, **schedule), bundled=True)
+    policy = TokenLogProbs(random_model(torch.float32), temperature=1.0)
+    learner = Learner(config, policy, Extras(), RunStatistics(), Timer(), ALONE)
+    found = []
+    for step, count in enumerate(sequences, start=1):
+        buffer = ReplayBuffer()
+        buffer.extend(random_experiences(count))
+        for batch in learner.optimizer_batches(step, buffer):
+            batch.step(learner.optimizer)
+        found += [sums.metrics()["training_step/learning_rate"] for sums in learner.steps]
+    assert found == rates
+
+
+def test_dynamic_sampling_does_the_steps_that_were_planned_and_tells_of_all_that_was_drawn(
+    tmp_path,
+):
+    flags = ("--dynamic-sampling", "3", "--epochs-per-step", "1", "--lr-schedule", "linear")
+    train_here(*FLAGS, *flags, "--warmup-fraction", "0", log_dir=tmp_path)
+    rows = read_rows(tmp_path / "experiment_base" / "r" / "metrics.jsonl")
+    rates = [row["training_step/learning_rate"] for row in rows if "training_step/loss" in row]
+    assert rates == [pytest.approx(1e-4 * share) for share in (1, 3 / 4, 1 / 2, 1 / 4)]
+    batches = [row for row in rows if "rollouts/returns_mean" in row]
+    assert [row["kept/total_rollouts"] for row in batches] == [8, 8]
+    assert [row["system/replay_buffer_size"] for row in batches] == [8, 8]
+    assert {row["rollouts/total_rollouts"] for row in batches} <= {8, 16, 24}
+    for row in batches:
+        drawn = row["rollouts/total_rollouts"]
+        assert row["rollouts/returns_sum"] == pytest.approx(drawn * row["rewards/total_mean"])
+        solved = drawn / 4 * row["rollouts/solved_some"]
+        assert row["kept/solved_some"] == pytest.approx(min(solved, 2) / 2)
+    (final,) = [row for row in rows if "final/total_rollouts" in row]
+    assert final["final/total_rollouts"] == sum(row["rollouts/total_rollouts"] for row in batches)
