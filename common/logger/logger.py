@@ -20,7 +20,7 @@ from common.logger.media import Media
 from common.logger.recorder import Recorder
 from common.logger.rollout_media import as_text, generations, histograms, reward_breakdown
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Sink
-from common.printable import printable
+from common.printable import error_as_line, printable
 from common.replay_buffer import Experience
 from common.rollout.trajectory import Group, Rollout
 from common.run.files import as_line
@@ -180,7 +180,7 @@ class Logger:
             take(self._recorder)
         except Exception as error:  # noqa: BLE001
             self._recorder = None
-            self.say(f"no more snapshots for figures ({type(error).__name__}: {error})")
+            self.say(f"no more snapshots for figures ({error_as_line(error)})")
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""

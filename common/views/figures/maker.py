@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from common.logger.media import Media, Scene
 from common.logger.sinks import Row, Sink
+from common.printable import error_as_line
 from common.run.files import new_rows, replace_text
 from common.views.figures.history import History
 from common.views.figures.of_metrics import (
@@ -104,7 +105,7 @@ class FigureMaker:
     def _report(self, name: str, error: Exception) -> None:
         if name not in self._failed:
             self._failed.add(name)
-            self._say(f"figure {name} could not be made ({type(error).__name__}: {error})")
+            self._say(f"figure {name} could not be made ({error_as_line(error)})")
 
 
 def page_of(folder: Path, name: str) -> Path:
