@@ -9,6 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+
+def _with_pandas(rows: str) -> str:
+    """A command that writes a table as JSONL."""
+    return (
+        f'pip install pandas pyarrow && python -c "import pandas, pyarrow, sys; {rows}'
+        ".to_json(sys.argv[2], orient='records', lines=True)\" {file} {jsonl}"
+    )
+
+
 # How a file begins, what it is then, and the command that makes JSONL of it, or leads there.
 _MAGIC = (
     (b"\x1f\x8b", "compressed by gzip", "gunzip -c {file} > {jsonl}"),
@@ -16,34 +25,15 @@ _MAGIC = (
     (b"\xfd7zXZ\0", "compressed by xz", "xz -dc {file} > {jsonl}"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd", "zstd -dc {file} > {jsonl}"),
     (b"PK\3\4", "a ZIP archive", "unzip {file} -d {directory}, and give the file in there"),
-    (
-        b"PAR1",
-        "Parquet",
-        "pip install pandas pyarrow && python -c "
-        '"import pandas, sys; pandas.read_parquet(sys.argv[1]).to_json(sys.argv[2], '
-        "orient='records', lines=True)\" {file} {jsonl}",
-    ),
-    (
-        b"ARROW1",
-        "Arrow",
-        "pip install pandas pyarrow && python -c "
-        '"import pandas, sys; pandas.read_feather(sys.argv[1]).to_json(sys.argv[2], '
-        "orient='records', lines=True)\" {file} {jsonl}",
-    ),
+    (b"PAR1", "Parquet", _with_pandas("pandas.read_parquet(sys.argv[1])")),
+    (b"ARROW1", "Arrow", _with_pandas("pandas.read_feather(sys.argv[1])")),
     (
         b"\xff\xff\xff\xff",
-        "an Arrow stream, as the package datasets keeps",
-        "pip install datasets && python -c "
-        '"import datasets, sys; datasets.Dataset.from_file(sys.argv[1]).to_json(sys.argv[2])" '
-        "{file} {jsonl}",
+        "an Arrow stream",
+        _with_pandas("pyarrow.ipc.open_stream(open(sys.argv[1], 'rb')).read_pandas()"),
     ),
     (b"\xff\xfe", "UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 {file} > {jsonl}"),
     (b"\xfe\xff", "UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 {file} > {jsonl}"),
-)
-_DATASET = (
-    "pip install datasets && python -c "
-    '"import datasets, sys; datasets.load_from_disk(sys.argv[1]).to_json(sys.argv[2])" '
-    "{file} {jsonl}"
 )
 _TAR_MARK = slice(257, 262)
 
@@ -74,8 +64,6 @@ def complaint_about_bytes(path: Path, content: bytes) -> str | None:
 
 def complaint_about_directory(path: Path) -> str:
     """What of a directory can be given."""
-    if (path / "dataset_info.json").is_file():
-        return f"is a directory of the package datasets; convert it: {_filled(_DATASET, path)}"
     names = sorted(file.name for file in path.iterdir() if file.is_file())
     rows = [name for name in names if name.endswith(".jsonl")]
     if len(rows) > 1:

@@ -169,7 +169,7 @@ def test_columnar_files_and_directories_say_what_they_are(tmp_path):
         (b"ARROW1\0\0", "is Arrow; convert it: "),
         (
             b"\xff\xff\xff\xff\x10",
-            "is an Arrow stream, as the package datasets keeps; convert it: ",
+            "is an Arrow stream; convert it: ",
         ),
     ):
         (tmp_path / "x.jsonl").write_bytes(start)
@@ -178,8 +178,8 @@ def test_columnar_files_and_directories_say_what_they_are(tmp_path):
         assert message.endswith(f"{tmp_path}/x.jsonl {tmp_path}/x_tasks.jsonl")
     (tmp_path / "b.jsonl").write_text("")
     assert f"such as b.jsonl, or all: cat {tmp_path}/*.jsonl > " in refused(tmp_path)
-    (tmp_path / "dataset_info.json").write_text("{}")
-    assert "datasets.load_from_disk" in refused(tmp_path)
+    (tmp_path / "b.jsonl").rename(tmp_path / "data-00000-of-00001.arrow")
+    assert "is a directory; give a file, such as data-00000-of-00001.arrow" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["hello, world", "hello\nworld, peace", "---\na: b\n", '"a"', "{"])
