@@ -58,14 +58,14 @@ sweep: $(INSTALLED)  ## Search the flags in EXPERIMENT's sweep.yaml (ARGS="--tri
 compare: $(INSTALLED)  ## Compare runs in a table and a page: RUNS="runs/*/*"
 	@$(BIN)/python -m common.views.compare $(RUNS) $(ARGS)
 
-chat: $(INSTALLED)  ## Ask a model: RUN=<run directory or model name>, Q="12+5-3" for one question
-	@$(BIN)/python -m common.views.ask $(if $(RUN),--model $(RUN)) $(if $(Q),--question "$(Q)")
+chat: $(INSTALLED)  ## Talk with a model: RUN=<run directory or model name>, Q="12+5-3" for one question
+	@$(BIN)/python -m common.training.ask $(or $(RUN),tiny) $(if $(Q),--question "$(Q)") $(ARGS)
 
 samples: $(INSTALLED)  ## Read what a run sampled: RUN=<run directory> ARGS="--step 25 --max-reward 0"
 	@$(BIN)/python -m common.views.samples $(RUN) $(ARGS)
 
 merge-lora: $(INSTALLED)  ## Write a LoRA run's model as a whole one: RUN=<run directory or checkpoint>
-	@$(BIN)/python -m common.models.merge_lora $(RUN)
+	@$(BIN)/python -m common.run.merge_lora $(RUN)
 
 tensorboard: $(INSTALLED)  ## Show all runs in TensorBoard
 	@$(BIN)/tensorboard --logdir runs

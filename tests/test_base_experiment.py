@@ -98,7 +98,7 @@ def test_the_config_and_the_samples_are_written_down(learned):
 
 
 def test_a_trained_model_answers_by_hand(learned):
-    chat = [sys.executable, "-m", "common.views.ask", "--model", str(learned[0])]
+    chat = [sys.executable, "-m", "common.training.ask", str(learned[0])]
     answer = subprocess.run(
         [*chat, "--question", "7+5-3", "--temperature", "0"],
         cwd=REPOSITORY,

@@ -32,7 +32,8 @@ HOMES = {
     "pydantic": ("common/flags/saved.py",),
     "tyro": (
         *("common/command.py", "common/flags/", "common/views/compare/__main__.py"),
-        *("common/views/samples.py", "common/training/tiny_model.py", "common/sweep/__main__.py"),
+        *("common/views/samples.py", "common/training/tiny_model.py", "common/training/ask.py"),
+        "common/sweep/__main__.py",
     ),
 }
 # Where flags become devices.

@@ -224,7 +224,9 @@ def experiments(results: Results) -> None:
                 for name, (experiment, python, flags) in plain.items()
             ),
             pool.submit(merged, results, (*device, *lora, *SMALL)),
-            pool.submit(command, results, "chat", "common.views.ask", "--question", "2+3-4"),
+            pool.submit(
+                command, results, "chat", "common.training.ask", "tiny", "--question", "2+3-4"
+            ),
         ]
         for future in futures:
             future.result()
@@ -283,7 +285,7 @@ def merged(results: Results, flags: Sequence[str]) -> None:
     """Train adapters and write them and their base as one model."""
     train(results, "LoRA", "experiment_base", flags)
     adapters = results.root / "experiment_base" / run_name("LoRA")
-    command(results, "merge LoRA", "common.models.merge_lora", str(adapters))
+    command(results, "merge LoRA", "common.run.merge_lora", str(adapters))
 
 
 def command(results: Results, name: str, module: str, *arguments: str) -> None:

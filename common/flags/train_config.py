@@ -236,6 +236,12 @@ class RunFlags:
     dry_run: Annotated[bool, FREE] = False
     """Load everything, take one small step, print what a step will cost, and leave no run."""
 
+    chat: Annotated[Path | None, FREE] = None
+    """Talk with the policy of the run in this directory instead of training one (make chat). Flags
+    that are not given are the run's."""
+    question: Annotated[str | None, FREE] = None
+    """With --chat: ask this and stop. Without it, questions are read line by line."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FigureFlags:
@@ -299,7 +305,9 @@ class TrainConfig(
     def __post_init__(self) -> None:
         check = _Checker(self)
         check("group_size", lambda size: size >= 2, "at least 2: one completion has no baseline")
-        check("temperature", lambda value: 0 < value < math.inf, "above 0: training must explore")
+        if self.chat is None:
+            check("temperature", lambda value: value > 0, "above 0: training must explore")
+        check("temperature", lambda value: 0 <= value < math.inf, "0 or more")
         check("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
         for name in ("rollouts_per_step", "train_batch_size", "micro_batch_size"):
             check(name, lambda count: count >= 1, "at least 1")

@@ -1,9 +1,7 @@
-"""Write a run's model with its adapters merged in: `make merge-lora RUN=<run or checkpoint>`."""
+"""Adapters and the model that they adapt, written as one."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +9,6 @@ import torch
 
 from common.errors import UserError
 from common.models.load import ModelOptions, load_reference, load_tokenizer
-
-_ADAPTERS = "adapter_config.json"
-
-
-def find_adapters(run: Path) -> Path:
-    """The checkpoint itself, or the newest of a run. Raises `UserError` if it has no adapters."""
-    if not run.is_dir():
-        raise UserError(f"RUN={run}: no such directory; give a run or one of its checkpoints")
-    steps = sorted(run.glob("checkpoints/step_*"), key=lambda path: int(path.name.split("_")[1]))
-    checkpoint = [run, *steps][-1]
-    if (checkpoint / _ADAPTERS).is_file():
-        return checkpoint
-    if (checkpoint / "model.safetensors").is_file():
-        raise UserError(f"RUN={run}: {checkpoint.name} is a whole model already; use it as it is")
-    raise UserError(f"RUN={run}: it holds no adapters; give a run that trained with --lora-rank")
 
 
 def merge(checkpoint: Path) -> Path:
@@ -44,20 +27,3 @@ def merge(checkpoint: Path) -> Path:
     model.merge_and_unload().save_pretrained(merged)
     load_tokenizer(str(checkpoint)).save_pretrained(merged)
     return merged
-
-
-def main(arguments: list[str]) -> None:
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("make merge-lora: needs peft; run pip install -e '.[lora]'")
-    if len(arguments) != 1:
-        raise UserError("RUN: missing; run make merge-lora RUN=<run directory or checkpoint>")
-    merged = merge(find_adapters(Path(arguments[0])))
-    sys.stdout.write(f"merged model: {merged}\n")
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)

@@ -58,6 +58,8 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.reasoning_tag = options.reasoning_tag
         self._template_args = options.template_args
+        self._so_far: tuple[int, ...] = ()
+        self._bridges: dict[str, tuple[list[int], list[int]]] = {}
         self._stops = [StopString(tokenizer, text) for text in options.stop]
         self._special_ids = _special_ids(tokenizer)
         self._tool_schemas = list(tool_schemas)
@@ -112,10 +114,33 @@ class ChatFormat:
         A question that spells a turn delimiter is encoded apart, as plain text, so that it cannot
         end its own turn; any other is encoded in one piece with the template around it.
         """
+        if self._so_far:
+            return [*self._so_far, *self.bridge(self._so_far, question, "user")]
         whole = self.encode(self._before + question + self._after)
         if self.count_protected(whole) == self._num_protected:
             return whole
         return self.encode(self._before) + self.encode_plain(question) + self.encode(self._after)
+
+    def after(self, token_ids: Sequence[int]) -> Self:
+        """The same in the middle of a conversation, of which these are the tokens so far."""
+        chat = copy.copy(self)
+        chat._so_far = tuple(token_ids)
+        return chat
+
+    def bridge(self, turn_ids: Sequence[int], text: str, role: str = "tool") -> list[int]:
+        """What stands between a turn and the next: the end of the first, as far as it was not
+        sampled, what a tool replies or the user says, and the opening of the next.
+
+        A text that spells a delimiter is encoded apart, as plain text, so that it cannot end its
+        own turn.
+        """
+        whole = self.encode(self._bridge_text(role, text))
+        around = self._around(role)
+        if self.count_protected(whole) != sum(map(self.count_protected, around)):
+            whole = around[0] + self.encode_plain(text) + around[1]
+        end = next((i for i, token in enumerate(whole) if token in self.turn_end_ids), None)
+        ended = bool(turn_ids) and end is not None and turn_ids[-1] == whole[end]
+        return whole[end + 1 :] if ended and end is not None else whole
 
     def prompt_lengths(self, questions: Sequence[str]) -> list[int]:
         """How many `prompt_ids` each question has; they are encoded in one call."""
@@ -194,6 +219,17 @@ class ChatFormat:
         if system_prompt.strip() in rendered:
             return messages
         return [_message("user", f"{system_prompt}\n\n{_PLACEHOLDER}")]
+
+    def _bridge_text(self, role: str, text: str) -> str:
+        exchange = [_message("assistant", _REPLY), _message(role, text)]
+        return self.render([*self.opening, *exchange]).partition(_REPLY)[2]
+
+    def _around(self, role: str) -> tuple[list[int], list[int]]:
+        """The tokens of a bridge before its text, and after it."""
+        if role not in self._bridges:
+            before, _, after = self._bridge_text(role, _PLACEHOLDER).partition(_PLACEHOLDER)
+            self._bridges[role] = (self.encode(before), self.encode(after))
+        return self._bridges[role]
 
     def _delimiters(self) -> frozenset[int]:
         """The special tokens that the template writes around turns, and none that it shows in

@@ -59,9 +59,6 @@ class ToolChat(ChatFormat):
         self.call_format: Format = call_format
         self._ends_call = StopString(tokenizer, closing_tag(call_format))
         self._check_template()
-        before, _, after = self._bridge_text(_REPLIES[0]).partition(_REPLIES[0])
-        self._around = (self.encode(before), self.encode(after))
-        self._num_protected_in_bridge = sum(map(self.count_protected, self._around))
 
     def ends_turn(self, token_ids: Sequence[int]) -> bool:
         """Also where a call has just been closed: what follows is for the tool to say."""
@@ -71,20 +68,6 @@ class ToolChat(ChatFormat):
         """The attempt to call a tool in what the policy wrote, if there is one."""
         return next(iter(parse_calls(turn, self.call_format, self.toolbox)), None)
 
-    def bridge(self, turn_ids: Sequence[int], reply: str) -> list[int]:
-        """The end of a turn, as far as it was not sampled, the reply, and the next turn's opening.
-
-        A reply that spells a delimiter is encoded apart, as plain text, so that it cannot end its
-        own turn.
-        """
-        whole = self.encode(self._bridge_text(reply))
-        if self.count_protected(whole) != self._num_protected_in_bridge:
-            before, after = self._around
-            whole = before + self.encode_plain(reply) + after
-        end = next((i for i, token in enumerate(whole) if token in self.turn_end_ids), None)
-        ended = bool(turn_ids) and end is not None and turn_ids[-1] == whole[end]
-        return whole[end + 1 :] if ended and end is not None else whole
-
     def cut(self, reply: str, max_tokens: int) -> str:
         """The reply, shortened to that many tokens, the mark of the cut included."""
         token_ids = self.encode_plain(reply[: max_tokens * _CHARACTERS_PER_TOKEN])
@@ -92,10 +75,6 @@ class ToolChat(ChatFormat):
             return reply
         kept = token_ids[: max(0, max_tokens - len(self.encode_plain(_CUT)))]
         return self.decode(kept).rstrip("\N{REPLACEMENT CHARACTER}") + _CUT
-
-    def _bridge_text(self, reply: str) -> str:
-        rendered = self.render([*self.opening, *_exchange(0, reply)])
-        return rendered.partition(_TURNS[0])[2]
 
     def _check_template(self) -> None:
         """Refuse a template that would write earlier turns anew once there are later ones."""

@@ -18,7 +18,7 @@ import torch
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
 from common.repository import REPOSITORY
-from common.run.checkpoint import Checkpoint, Checkpoints
+from common.run.checkpoint import Checkpoint, Checkpoints, newest_first
 from common.run.files import SNAPSHOTS, replace_text, sync
 from common.run.record import make_record
 from common.run.resume import notable_differences, refuse_other_content, refuse_other_numbers
@@ -148,6 +148,30 @@ def find_run(config: TrainConfig) -> RunDirectory:
         wanted = config.run_name or config.experiment
         raise UserError(f"--resume: no run {wanted} under {parent}; start one without --resume")
     return _directory(candidates[-1].parent, config.checkpoint_path)
+
+
+def run_at(path: Path) -> RunDirectory:
+    """The run in a directory, with its checkpoints where its flags put them.
+
+    Raises `UserError` if there is none.
+    """
+    own = RunDirectory(path.resolve(), path.resolve() / "checkpoints")
+    if not own.config_file.is_file():
+        raise UserError(f"RUN={path}: holds no config.json; name a run directory")
+    elsewhere = read_config(own).get("checkpoint_path")
+    if elsewhere is None or newest_first(own.checkpoints):
+        return own
+    return _directory(own.path, Path(elsewhere))
+
+
+def newest_checkpoint(directory: RunDirectory) -> Path:
+    """Raises `UserError` if the run has saved none."""
+    for path in newest_first(directory.checkpoints):
+        return path
+    raise UserError(
+        f"RUN={directory.path}: there is no checkpoint in {directory.checkpoints}; wait for the "
+        "first, or put them back"
+    )
 
 
 def read_config(directory: RunDirectory) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ def make_record(
     return {
         **as_json(config),
         "experiment": config.experiment,
+        "script": script_of(type(config)),
         "default_wandb_project": config.default_wandb_project,
         "model_id": config.model_name,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -43,6 +46,13 @@ def make_record(
         "versions": {name: version(name) for name in _LIBRARIES}
         | {"python": platform.python_version()},
     }
+
+
+def script_of(config_class: type[TrainConfig]) -> str:
+    """The train script, which holds the class of its config; from the repository on, if there."""
+    script = Path(inspect.getfile(config_class)).resolve()
+    inside = script.is_relative_to(REPOSITORY)
+    return script.relative_to(REPOSITORY).as_posix() if inside else str(script)
 
 
 def source_digest_of_experiment(experiment: str) -> str:

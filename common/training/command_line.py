@@ -15,7 +15,7 @@ from common.flags.parsing import parse_config
 from common.flags.saved import from_json
 from common.flags.train_config import ConfigType, resolve_defaults
 from common.models.load import is_bundled
-from common.run.directory import find_run, read_config
+from common.run.directory import find_run, read_config, run_at
 from common.training.dry_run import dry_run
 
 _TOP_P_WARNING = (
@@ -25,7 +25,7 @@ _TOP_P_WARNING = (
 # Seconds in which the launcher ends the other ranks once one has failed.
 SECONDS_TO_BE_ENDED = 10.0
 # Flags that say which run is meant, and what for: a resumed run takes them from its command line.
-OF_ONE_CALL = ("dry_run", "log_dir", "resume", "run_name")
+OF_ONE_CALL = ("chat", "dry_run", "log_dir", "question", "resume", "run_name")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -36,7 +36,7 @@ def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType
         read_env_file()
         config = parse_flags(config_class, sys.argv[1:])
         config = resolve_defaults(config, bundled=is_bundled(config.model_name))
-        if config.top_p < 1 and os.environ.get("RANK", "0") == "0":
+        if config.top_p < 1 and config.chat is None and os.environ.get("RANK", "0") == "0":
             sys.stderr.write(_TOP_P_WARNING.format(config.top_p))
         if config.dry_run:
             dry_run(main, config)
@@ -53,11 +53,12 @@ def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType
 
 
 def parse_flags(config_class: type[ConfigType], arguments: list[str]) -> ConfigType:
-    """The flags; with `--resume`, those that are not given are the ones of the run to resume."""
+    """The flags; with `--resume` or `--chat`, those that are not given are the ones of the run."""
     config = parse_config(config_class, arguments)
-    if not config.resume:
+    if config.chat is None and not config.resume:
         return config
-    saved = from_json(config_class, read_config(find_run(config)))
+    directory = run_at(config.chat) if config.chat is not None else find_run(config)
+    saved = from_json(config_class, read_config(directory))
     kept = {name: value for name, value in saved.items() if name not in OF_ONE_CALL}
     return parse_config(config_class, arguments, defaults=kept)
 

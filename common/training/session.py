@@ -55,6 +55,7 @@ from common.training.ranks import ALONE, Ranks
 from common.training.scoring import load_rewards
 from common.training.seeding import seed_everything
 from common.training.state import TrainingState
+from common.training.talk import talk_with_run
 from common.training.task_order import is_evaluation_step, load_task_split
 from common.views.summary import before_and_after
 
@@ -76,13 +77,16 @@ def open_session(
     `rewards` are the experiment's reward functions by name (without them those of text), and
     `tools` those that the policy may call, for a config with the flags of conversations. Under
     `accelerate launch` the run is one of several processes; `accelerator` is the script's own, if
-    it has one.
+    it has one. With `--chat` there is a talk with a run's policy in place of the block.
 
     A signal ends the block early: what has been done is saved, and the process exits with 128 and
     the signal's number. Raises `UserError` for whatever a user can correct, most of it before
     anything is written.
     """
     config, ranks, device = _place(config, accelerator)
+    if config.chat is not None:
+        talk_with_run(config, open_chat(config, tools), device)
+        sys.exit()
     console = Console(quiet=ranks.index > 0)
     objective = load_objective(config)
     run = _choose_run_together(config, console, ranks)

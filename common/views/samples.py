@@ -68,13 +68,13 @@ def selected(config: SamplesConfig) -> list[dict[str, Any]]:
 def lines_of(row: Mapping[str, Any]) -> Iterator[Text]:
     """A sample as it is read: what was asked, what was written and replied, and the scores."""
     yield _line(f"── step {row['step']}, {row['split']}", "dim")
-    yield _turn("user", row["question"])
+    yield turn_line("user", row["question"])
     messages = row.get("conversation", [{"role": "assistant", "content": row["completion"]}])
     for message in messages:
-        yield _turn(message["role"], message["content"])
+        yield turn_line(message["role"], message["content"])
     for call in row.get("calls", []):
         if call["outcome"] != "answered":
-            yield _line(f"{call['outcome']:>9}  {call['tool']}: {call['reply']}", "red")
+            yield failure_line(call["outcome"], call["tool"], call["reply"])
     scores = "  ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in row.items()
@@ -87,8 +87,14 @@ def _line(text: str, style: str) -> Text:
     return Text(printable(text), style=style)
 
 
-def _turn(role: str, content: str) -> Text:
+def turn_line(role: str, content: str) -> Text:
+    """What somebody said, beneath the one before."""
     return Text.assemble((f"{role:>9}  ", "dim"), (printable(content), _STYLES[role]))
+
+
+def failure_line(outcome: str, tool: str, reply: str) -> Text:
+    """A call that nothing came of."""
+    return _line(f"{outcome:>9}  {tool}: {reply}", "red")
 
 
 def main(config: SamplesConfig) -> None:

@@ -13,7 +13,8 @@ import transformers
 
 from common.errors import UserError
 from common.models.load import ModelOptions, load_policy, load_tokenizer
-from common.models.merge_lora import find_adapters, main, merge
+from common.models.merge_lora import merge
+from common.run.merge_lora import find_adapters, main
 from tests.helpers import REPOSITORY
 
 CPU = torch.device("cpu")
@@ -84,9 +85,9 @@ class TestMistakes:
 
     def test_no_run_at_all(self, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["merge_lora"])
-        monkeypatch.delitem(sys.modules, "common.models.merge_lora")
+        monkeypatch.delitem(sys.modules, "common.run.merge_lora")
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_module("common.models.merge_lora", run_name="__main__")
+            runpy.run_module("common.run.merge_lora", run_name="__main__")
         assert stopped.value.code == 2
         assert capsys.readouterr().err == (
             "error: RUN: missing; run make merge-lora RUN=<run directory or checkpoint>\n"

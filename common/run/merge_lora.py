@@ -1,0 +1,45 @@
+"""Write a run's model with its adapters merged in: `make merge-lora RUN=<run or checkpoint>`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from common.errors import UserError
+from common.models.merge_lora import merge
+from common.run.checkpoint import newest_first
+from common.run.directory import run_at
+
+_ADAPTERS = "adapter_config.json"
+
+
+def find_adapters(run: Path) -> Path:
+    """The checkpoint itself, or the newest of a run. Raises `UserError` if it has no adapters."""
+    if not run.is_dir():
+        raise UserError(f"RUN={run}: no such directory; give a run or one of its checkpoints")
+    is_run = (run / "metrics.jsonl").is_file()
+    checkpoints = run_at(run).checkpoints if is_run else run / "checkpoints"
+    checkpoint = [*newest_first(checkpoints), run][0]
+    if (checkpoint / _ADAPTERS).is_file():
+        return checkpoint
+    if (checkpoint / "model.safetensors").is_file():
+        raise UserError(f"RUN={run}: {checkpoint.name} is a whole model already; use it as it is")
+    raise UserError(f"RUN={run}: it holds no adapters; give a run that trained with --lora-rank")
+
+
+def main(arguments: list[str]) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("make merge-lora: needs peft; run pip install -e '.[lora]'")
+    if len(arguments) != 1:
+        raise UserError("RUN: missing; run make merge-lora RUN=<run directory or checkpoint>")
+    merged = merge(find_adapters(Path(arguments[0])))
+    sys.stdout.write(f"merged model: {merged}\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)

@@ -1,0 +1,83 @@
+"""Ask a model by hand: `make chat RUN=<run directory, bundled name or Hub id>`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from common.command import run_command
+from common.errors import UserError
+from common.models.device import resolve_device
+from common.models.load import ModelOptions, load_policy, load_tokenizer
+from common.repository import REPOSITORY
+from common.rollout.chat import ChatFormat
+from common.rollout.rollout import single_turn
+from common.rollout.sampling import Sampling
+from common.training.talk import talk_with
+
+
+@dataclass(frozen=True)
+class AskConfig:
+    """Ask a model; a run directory is asked by the run's own script, and takes its flags."""
+
+    model: tyro.conf.Positional[str] = "tiny"
+    """Run directory, model directory, bundled name or Hub id."""
+    question: str | None = None
+    """Ask this and stop; without it, questions are read line by line."""
+    system_prompt: str = ""
+    """System message."""
+    temperature: float = 1.0
+    """0 always takes the likeliest token."""
+    max_completion_tokens: int = 256
+    """Longest reply."""
+
+
+def script_of_run(directory: Path) -> Path | None:
+    """The train script that made a run; None for a directory that holds no run.
+
+    Raises `UserError` for a script that is gone.
+    """
+    config = directory / "config.json"
+    record = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if "experiment" not in record:
+        return None
+    script = REPOSITORY / record.get("script", f"{record['experiment']}/train.py")
+    if not script.is_file():
+        raise UserError(f"RUN={directory}: {script}, which made it, is gone; put it back")
+    return script
+
+
+def main(config: AskConfig) -> None:
+    chat = ChatFormat(load_tokenizer(config.model), config.system_prompt)
+    talk_with(
+        load_policy(ModelOptions(config.model, resolve_device("auto"))),
+        chat,
+        lambda max_length: single_turn,
+        Sampling(config.temperature, 1.0),
+        config.max_completion_tokens,
+        config.model,
+        config.question,
+    )
+
+
+def ask(arguments: list[str]) -> None:
+    """Run the script of a run in place of this process, from its directory; ask any other model."""
+    run = Path(arguments[0]).absolute() if arguments else Path()
+    if arguments and (script := script_of_run(run)):
+        os.chdir(script.parent)
+        command = [sys.executable, script.name, "--chat", str(run), *arguments[1:]]
+        os.execv(sys.executable, command)
+    run_command(main, AskConfig)
+
+
+if __name__ == "__main__":
+    try:
+        ask(sys.argv[1:])
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
