@@ -274,6 +274,7 @@ OWN_FILES = {
     "objectives.py": "def mine(flags): ...\n",
     "criteria.py": "def mine(completion, task):\n    return 1.0\n",
     "helper.py": "",
+    "template.jinja": "{{ messages }}",
     "tasks.jsonl": '{"question": "1+1", "answer": "2"}\n',
     "rubric.yaml": "criteria: [{name: a, function: 'criteria.py:mine'}]\n",
     "library/a.md": "text",
@@ -293,6 +294,7 @@ def write_own(directory):
         "library": directory / "library",
         "model_name": f"{directory}/model",
         "data_path": directory / "tasks.jsonl",
+        "chat_template": directory / "template.jinja",
         "reward": ("by_module:mine", f"{directory}/by_file.py:other"),
         "rubric_file": directory / "rubric.yaml",
         "objective": f"{directory}/objectives.py:mine",
@@ -316,6 +318,7 @@ def test_the_record_holds_what_the_run_is_made_of(tmp_path, configure, model, ow
     of_directories = ("--library", "--model-name")
     assert {k: v for k, v in record["inputs"].items() if k not in of_directories} == {
         "--data-path": digest_of(tmp_path / "tasks.jsonl"),
+        "--chat-template": digest_of(tmp_path / "template.jinja"),
         "--reward mine": digest_of(tmp_path / "by_module.py"),
         "--reward mine imports helper.py": digest_of(tmp_path / "helper.py"),
         "--reward other": digest_of(tmp_path / "by_file.py"),
@@ -385,6 +388,7 @@ def test_code_that_is_not_committed_has_another_digest(configure, model, monkeyp
 
 CHANGES = [
     ("tasks.jsonl", "--data-path {there}/tasks.jsonl"),
+    ("template.jinja", "--chat-template {there}/template.jinja"),
     ("by_file.py", "--reward {there}/by_file.py:other"),
     ("objectives.py", "--objective {there}/objectives.py:mine"),
     ("rubric.yaml", "--rubric-file {there}/rubric.yaml"),
@@ -419,24 +423,19 @@ def test_what_has_changed_is_refused_by_name(tmp_path, configure, begun, own, ch
     )
 
 
-def moved(tmp_path, own):
+def moved(tmp_path):
     """The flags of what is somewhere else now, but for modules, which have no path."""
     for name in OWN_FILES:
         if name not in ("by_module.py", "helper.py"):
-            (tmp_path / "moved" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).rename(tmp_path / "moved" / name)
-    text = {
-        name: str(value).replace(str(tmp_path), f"{tmp_path}/moved") for name, value in own.items()
-    }
-    paths = {name: Path(text[name]) for name in ("library", "data_path", "rubric_file")}
-    return own | text | paths | {"reward": (own["reward"][0], f"{tmp_path}/moved/by_file.py:other")}
+            (tmp_path / name).unlink()
+    return write_own(tmp_path / "moved")
 
 
 def test_what_has_moved_is_the_same_run_and_stays_where_it_is(
     tmp_path, configure, begun, own, model
 ):
     begun(run_name="one", **own)
-    elsewhere = configure(run_name="one", resume=True, **moved(tmp_path, own))
+    elsewhere = configure(run_name="one", resume=True, **moved(tmp_path))
     said: list[str] = []
     run = choose_run(elsewhere, said.append)
     assert (run.step, len(said)) == (2, 1)
@@ -448,7 +447,7 @@ def test_what_has_moved_is_the_same_run_and_stays_where_it_is(
 @pytest.mark.parametrize(("changed", "named"), CHANGES)
 def test_what_has_moved_and_changed_is_refused(tmp_path, configure, begun, own, changed, named):
     begun(run_name="one", **own)
-    config = configure(run_name="one", resume=True, **moved(tmp_path, own))
+    config = configure(run_name="one", resume=True, **moved(tmp_path))
     (tmp_path / "moved" / changed).write_text("# other\n" + OWN_FILES[changed])
     assert refusal(config).startswith(
         f"{named.format(there=tmp_path / 'moved')}: does not hold what the run to resume began"
