@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from common.printable import printable
 
 
 def _with_pandas(rows: str) -> str:
@@ -36,6 +38,7 @@ _MAGIC = (
     (b"\xfe\xff", "UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 {file} > {jsonl}"),
 )
 _TAR_MARK = slice(257, 262)
+_MOST_NAMES, _LONGEST_NAME = 20, 40
 
 _QUESTIONS = ("problem", "prompt", "instruction", "query", "input", "text")
 _ANSWERS = (
@@ -87,7 +90,7 @@ def complaint_about_text(path: Path, text: str) -> str | None:
         header = _header(start, delimiter)
         if len(header) > 1:
             command = _with_python(path, "r", f"csv.DictReader(f, delimiter={delimiter!r})")
-            return f"is {name} with the columns {', '.join(header)}; convert it: {command}"
+            return f"is {name} with the columns {_listed(header)}; convert it: {command}"
     return None
 
 
@@ -117,7 +120,7 @@ def _about_object(path: Path, text: str) -> str | None:
 def complaint_about_columns(path: Path, row: Mapping[str, Any]) -> str:
     """How to make a task of a row that lacks question, answer or both."""
     lacking = " and ".join(repr(name) for name in ("question", "answer") if name not in row)
-    start = f"has no {lacking}; it has {', '.join(row) or 'nothing'}"
+    start = f"has no {lacking}; it has {_listed(row) or 'nothing'}"
     question, answer = _question(row), _answer(row)
     if question is None and (name := _list_of_rows(row)):
         rows = f"(s for r in map(json.loads, filter(str.strip, f)) for s in r[{name!r}])"
@@ -175,6 +178,13 @@ def _list_of_rows(content: Any) -> str | None:
     return None
 
 
+def _listed(columns: Iterable[str]) -> str:
+    """Their names in one line, as many as one can read."""
+    names = [printable(" ".join(name.split()))[:_LONGEST_NAME] for name in columns]
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
@@ -189,7 +199,7 @@ def _with_python(path: Path, row: str, rows: str) -> str:
         f"[print(json.dumps({row})) for r in {rows}]"
     )
     # As few marks as can be: the code has single quotes.
-    quoted = shlex.quote(code) if set('"$`!') & set(code) else f'"{code}"'
+    quoted = shlex.quote(code) if set('"$`!\\') & set(code) else f'"{code}"'
     return f"python -c {quoted} {_filled('{file} > {jsonl}', path)}"
 
 

@@ -146,6 +146,10 @@ def test_columns_that_nobody_knows_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"frage": "q", "antwort": "a"}')
     assert "it has frage, antwort; rename what is asked to question" in refused(path)
+    path.write_text(json.dumps({"a\n\x1b" + "b" * 99: 1, **dict.fromkeys("0123456789" * 2)}))
+    assert f"it has a �{'b' * 37}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; rename" in refused(path)
+    path.write_text(json.dumps(dict.fromkeys(map(str, range(22)))))
+    assert "17, 18, 19 and 2 more; rename" in refused(path)
 
 
 def test_archives_are_to_be_unpacked(tmp_path):

@@ -5,10 +5,11 @@ import re
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from common.printable import unstorable_in
 from common.tasks.task_file import load_tasks, number_as_text
 from tests.helpers import SHARED_DATA
 
@@ -186,3 +187,45 @@ def test_columns_of_an_experiment_have_types_and_null_is_no_value(tmp_path):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     assert "no such file" in complaint_about(tmp_path / "missing.jsonl")
     assert "is a directory; give a file" in complaint_about(tmp_path)
+
+
+COLUMNS = st.sampled_from(
+    (
+        "question",
+        "answer",
+        "problem",
+        "solution",
+        "messages",
+        "prompt",
+        "role",
+        "content",
+        "held_out",
+    )
+)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=9),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(COLUMNS | st.text(max_size=9), part),
+    max_leaves=9,
+)
+ROW = st.dictionaries(
+    COLUMNS | st.text(max_size=9), JSON_VALUES, max_size=5
+) | st.fixed_dictionaries({"question": st.text(min_size=1), "answer": JSON_VALUES})
+LINES = st.lists(st.builds(json.dumps, ROW) | st.text(max_size=20), max_size=4)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300) | st.builds("\n".join, LINES).map(lambda text: text.encode("utf-8")))
+def test_any_file_is_tasks_or_one_line(tmp_path, content):
+    path = tmp_path / "any.jsonl"
+    path.write_bytes(content)
+    tasks, message = [], "one line"
+    try:
+        tasks = load_tasks(path)
+    except UserError as error:
+        message = str(error)
+    assert len(message.splitlines()) == 1
+    message.encode()
+    for task in tasks:
+        assert all(answer.strip() for answer in task.answers)
+        assert unstorable_in([task.question, *task.answers]) is None
+        assert isinstance(task.columns.get("held_out", True), bool)
