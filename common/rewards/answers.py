@@ -16,7 +16,10 @@ PARTIAL_CREDIT = 0.5
 _LONGEST_PROSE = 2000
 
 _CHOICE = re.compile(r"[(\[]?([A-Za-z])[)\].:]{0,2}")
-_CHOICES_IN_PROSE = re.compile(r"(?<![\w'\u2019-])[A-Z](?![\w'\u2019-])|[(\[][a-z][)\]]")
+# Letters that stand alone, but for the words "a", "i" and "I'm".
+_CHOICES_IN_PROSE = re.compile(
+    r"(?<!\w)(?<!\w['\u2019])(?:[A-Z]|[b-hj-z]|a(?!\s+\w{2}))(?!\w|['\u2019]\w)"
+)
 # What may stand beside an answer because it cannot be another one.
 _FILLERS = re.compile(
     r"""(?: [\s.,:;!?"'()\[\]\u2018\u2019\u201c\u201d] | \b (?: a | an | the | it | its
@@ -91,8 +94,7 @@ def holds_answer(answer: str, oracle: str) -> bool:
             return False
         return bool(numbers) and all(number.equals(expected) for number in numbers or ())
     if letter is not None:
-        letters = {found.strip("()[]").upper() for found in _CHOICES_IN_PROSE.findall(answer)}
-        return letters == {letter}
+        return {found.upper() for found in _CHOICES_IN_PROSE.findall(answer)} == {letter}
     return _holds_text(answer, oracle)
 
 

@@ -93,6 +93,7 @@ HALF_RIGHT = [
     ("the answer is B", "B"),
     ("(B) Paris", "B"),
     ("b) because (b)", "B"),
+    ("It's a toss-up, but I'd say b", "B"),
     ("It is Paris.", "Paris"),
     ("in Paris", "Paris"),
     ("**Paris**, I think", "Paris"),
@@ -134,6 +135,7 @@ WRONG = [
     *(("1e999999999", "1"), ("1e1", "1"), ("--18", "18"), ("#18", "18")),
     # Letters and text.
     *(("A or B", "B"), ("A, B, C, D", "B"), ("ABCD", "B"), ("C", "B"), ("(A) (B)", "B")),
+    *(("a, B", "B"), ("-C - B", "B"), ("b or c", "B"), ("a/B", "B")),
     *(("Parisian", "Paris"), ("Paris or London", "Paris"), ("Paris, London", "Paris")),
     *(("London Paris", "Paris"), ("Paris London Rome", "Paris"), ("Paris\nLondon", "Paris")),
     *(("not Paris", "Paris"), ("Paris/London", "Paris"), ("true false", "false"), ("no", "yes")),
