@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -36,13 +37,22 @@ class OpenDefault:
 
 @dataclass(frozen=True)
 class ByModel(OpenDefault):
-    """One value for a bundled model, another for any other."""
+    """One value for a bundled model, another for any other; a multiple of it for adapters."""
 
     bundled: Any
     other: Any
+    lora_times: int | None
 
     def __str__(self) -> str:
-        return f"{_shown(self.bundled)} for a bundled model, else {_shown(self.other)}"
+        text = f"{_shown(self.bundled)} for a bundled model, else {_shown(self.other)}"
+        return f"{text}; {self.lora_times} times that with --lora-rank" if self.lora_times else text
+
+    def value(self, config: TrainConfig, *, bundled: bool) -> Any:
+        value = self.bundled if bundled else self.other
+        if not (config.lora_rank and self.lora_times):
+            return value
+        # In decimals: ten times 1e-6 is 9.999999999999999e-06 in binary.
+        return float(Decimal(str(value)) * self.lora_times)
 
 
 @dataclass(frozen=True)
@@ -59,9 +69,9 @@ def _shown(value: object) -> str:
     return "none" if value in (None, "") else str(value)
 
 
-def by_model(*, bundled: Any, other: Any) -> Any:
-    """A default for a field of any type."""
-    return ByModel(bundled, other)
+def by_model(*, bundled: Any, other: Any, lora_times: int | None = None) -> Any:
+    """A default for a field of any type, or for one of numbers that is multiplied under LoRA."""
+    return ByModel(bundled, other, lora_times)
 
 
 def by_objective(otherwise: Any) -> Any:
@@ -153,8 +163,8 @@ class OptimizerFlags:
     """Sequences per forward pass. Costs memory; changes no number beyond rounding."""
     epochs_per_step: int = 1
     """Passes over the replay buffer per rollout batch."""
-    lr: float = by_model(bundled=4e-4, other=1e-6)
-    """AdamW's learning rate."""
+    lr: float = by_model(bundled=4e-4, other=1e-6, lora_times=10)
+    """AdamW's learning rate; adapters need a higher one than all weights."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up: constant, or a decay to zero."""
     warmup_fraction: float = 0.1
@@ -404,7 +414,7 @@ ConfigType = TypeVar("ConfigType", bound=TrainConfig)
 
 
 def resolve_defaults(config: ConfigType, *, bundled: bool) -> ConfigType:
-    """The config with every default that depends on model or objective filled in.
+    """The config with every default that depends on other flags filled in.
 
     Raises `UserError` for an objective that is not there.
     """
@@ -412,8 +422,8 @@ def resolve_defaults(config: ConfigType, *, bundled: bool) -> ConfigType:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         match getattr(config, field.name):
-            case ByModel(bundled_value, other_value):
-                values[field.name] = bundled_value if bundled else other_value
+            case ByModel() as default:
+                values[field.name] = default.value(config, bundled=bundled)
             case ByObjective(otherwise):
                 values[field.name] = of_row.get(field.name, otherwise)
     if "system_prompt" in values:
