@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-from dotenv import load_dotenv
 
 from common.errors import UserError
+from common.packages import require
 from common.printable import storable
 from common.repository import REPOSITORY
 
@@ -54,10 +54,16 @@ def run_command(main: Callable[[Config], None], config_class: type[Config]) -> N
 def read_env_file() -> None:
     """A `.env` in the working directory, else in the repository, adds to the environment.
 
-    What the shell has set wins. Raises `UserError` for a file that is no text.
+    What the shell has set wins. Raises `UserError` for a file that is no text, or that cannot be
+    read for want of a package.
     """
     here = Path(".env")
     file = here if here.is_file() else REPOSITORY / ".env"
+    if not file.is_file():
+        return
+    require("dotenv", str(file), "remove the file")
+    from dotenv import load_dotenv
+
     try:
         load_dotenv(file)
     except ValueError as error:

@@ -21,7 +21,7 @@ from common.rewards.tool_use import tool_call_format
 from common.rewards.transcript import Transcript
 from common.tasks.search_tasks import DOCUMENTS
 from common.tasks.task import Task
-from common.tools.passages import Passage
+from common.tools.passages import Passage, read_documents, split_documents
 from common.tools.search import Retriever, open_retriever, search_tools
 from common.tools.toolbox import ToolFunction
 from common.training.conversations import MultiTurnConfig
@@ -85,14 +85,15 @@ def retriever_of(config: SearchConfig) -> Retriever:
         return [len(token_ids) for token_ids in encoded.input_ids]
 
     size = config.passage_tokens
-    bm25 = open_retriever(config.documents_path, count_tokens, size=size, overlap=size // 8)
-    if config.retriever in ("bm25", "none"):
-        return bm25
-    if config.retriever == "random":
-        return RandomRetriever(bm25.passages)
+    if config.retriever == "bm25":
+        return open_retriever(config.documents_path, count_tokens, size=size, overlap=size // 8)
+    documents = read_documents(config.documents_path)
+    passages = split_documents(documents, count_tokens, size, size // 8)
+    if config.retriever in ("random", "none"):
+        return RandomRetriever(passages)
     make_retriever = import_function("--retriever", config.retriever)
     with code_of_the_user("--retriever", config.retriever):
-        retriever = make_retriever(bm25.passages)
+        retriever = make_retriever(passages)
     if not isinstance(retriever, Retriever):
         raise UserError(
             f"--retriever {config.retriever}: returned a {type(retriever).__name__}, which has no "

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects
 import wandb
 
 from common.logger.media import Bars, Cell, Histogram, Media, Scene, Table
@@ -60,5 +59,7 @@ def as_wandb(name: str, media: Media) -> Any:
         table = wandb.Table(["name", "mean"], [list(bar) for bar in media.values.items()])
         return wandb.plot.bar(table, "name", "mean", title=name, split_table=True)
     if isinstance(media, Scene):
+        import plotly.graph_objects
+
         return wandb.Plotly(plotly.graph_objects.Figure(media.figure))
     return media

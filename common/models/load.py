@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
+from common.packages import require
 
 BUNDLED = Path(__file__).parent / "tiny" / "weights"
 
@@ -193,12 +193,12 @@ def _add_adapters(
 
 
 def _check_extras(options: ModelOptions) -> None:
-    if options.lora_rank and importlib.util.find_spec("peft") is None:
-        raise UserError("--lora-rank: needs peft; run pip install -e '.[lora]'")
+    if options.lora_rank:
+        require("peft", "--lora-rank")
     if options.load_in_4bit and options.device.type != "cuda":
         raise UserError(f"--load-in-4bit: needs CUDA, not --device {options.device.type}")
-    if options.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--load-in-4bit: needs bitsandbytes; run pip install -e '.[quant]'")
+    if options.load_in_4bit:
+        require("bitsandbytes", "--load-in-4bit")
 
 
 def _is_out_of_reach(name: str) -> bool:

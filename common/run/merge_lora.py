@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 from common.errors import UserError
 from common.models.merge_lora import merge
+from common.packages import require
 from common.run.checkpoint import newest_first
 from common.run.directory import run_at
 
@@ -29,8 +29,7 @@ def find_adapters(run: Path) -> Path:
 
 
 def main(arguments: list[str]) -> None:
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("make merge-lora: needs peft; run pip install -e '.[lora]'")
+    require("peft", "make merge-lora")
     if len(arguments) != 1:
         raise UserError("RUN: missing; run make merge-lora RUN=<run directory or checkpoint>")
     merged = merge(find_adapters(Path(arguments[0])))

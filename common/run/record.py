@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import platform
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,15 @@ def make_record(
         "device_name": _device_name(next(model.parameters()).device),
         "num_threads": torch.get_num_threads(),
         "num_processes": num_processes,
-        "versions": {name: version(name) for name in _LIBRARIES}
-        | {"python": platform.python_version()},
+        "versions": {**dict(_versions()), "python": platform.python_version()},
     }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    """Of the libraries that are installed: a run need not have all."""
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            yield name, version(name)
 
 
 def script_of(config_class: type[TrainConfig]) -> str:

@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.flags.parsing import parse_config
 from common.flags.train_config import TrainConfig, is_directory_name
 from common.own_code import code_of_the_user
+from common.packages import require
 from common.repository import REPOSITORY
 from common.sweep.domain import Value
 from common.sweep.sweep_file import Sweep, read_sweep
@@ -53,8 +54,7 @@ class SweepConfig:
 
 def main(config: SweepConfig) -> None:
     console = Console()
-    if importlib.util.find_spec("optuna") is None:
-        raise UserError("make sweep: needs optuna; run pip install -e '.[sweep]'")
+    require("optuna", "make sweep")
     from common.sweep.study import SweepStudy
     from common.sweep.trials import Place, search, show
 

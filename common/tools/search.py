@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from common.packages import require
 from common.tools.passages import (
     CountTokens,
     Document,
@@ -110,7 +111,8 @@ class BM25Retriever:
 
 def _bm25s() -> Any:
     """The library, imported so that it leaves the GPU alone: it starts JAX where that is installed,
-    and JAX takes three quarters of a GPU's memory."""
+    and JAX takes three quarters of a GPU's memory. Raises `UserError` if it is not installed."""
+    require("bm25s", "the search of BM25", "choose another --retriever")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import bm25s
 

@@ -17,6 +17,7 @@ from common.flags.train_config import ConfigType, resolve_defaults
 from common.models.load import is_bundled
 from common.run.directory import find_run, read_config, run_at
 from common.training.dry_run import dry_run
+from common.training.open_logger import check_sinks
 
 _TOP_P_WARNING = (
     "warning: --top-p {}: completions are sampled from a cut distribution, but the log-probs that "
@@ -36,6 +37,8 @@ def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType
         read_env_file()
         config = parse_flags(config_class, sys.argv[1:])
         config = resolve_defaults(config, bundled=is_bundled(config.model_name))
+        if config.chat is None:
+            check_sinks(config)
         if config.top_p < 1 and config.chat is None and os.environ.get("RANK", "0") == "0":
             sys.stderr.write(_TOP_P_WARNING.format(config.top_p))
         if config.dry_run:

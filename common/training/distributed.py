@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import compress
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,11 +44,10 @@ def make_accelerator(config: ConfigType) -> tuple[Accelerator, ConfigType]:
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="bf16" if _wants_bfloat16(config, device) else "no",
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
-        ],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
+    # Not among its handlers, of which it takes those of its own classes alone.
+    accelerator.ddp_handler = _BuffersStay()  # pyright: ignore[reportAttributeAccessIssue]
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != accelerator.num_processes:
         raise UserError(
@@ -57,6 +57,14 @@ def make_accelerator(config: ConfigType) -> tuple[Accelerator, ConfigType]:
         )
     dtype = "bfloat16" if accelerator.mixed_precision == "bf16" else "float32"
     return accelerator, replace(config, dtype=dtype)
+
+
+@dataclass
+class _BuffersStay(DistributedDataParallelKwargs):
+    """What DDP is told of buffers, by the name that torch has for it and Accelerate has not yet."""
+
+    def to_kwargs(self) -> dict[str, Any]:
+        return {"forward_sync_buffers": False}
 
 
 def _wants_bfloat16(config: TrainConfig, device: torch.device) -> bool:

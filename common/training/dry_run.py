@@ -17,6 +17,7 @@ from common.flags.train_config import ConfigType, TrainConfig
 from common.run.directory import choose_run
 from common.run.files import read_rows
 from common.training.learner import optimizer_steps
+from common.training.open_logger import wandb_switched_off
 
 NAME = "dry-run-removed-afterwards"
 
@@ -89,6 +90,8 @@ def plan(
 def _wandb_connection(config: TrainConfig) -> str:
     if not config.wandb:
         return "off"
+    if switch := wandb_switched_off():
+        return f"off ({switch})"
     from common.logger.wandb_sink import describe_connection
 
     return describe_connection()

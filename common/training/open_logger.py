@@ -16,6 +16,7 @@ from common.logger.mirror import Order
 from common.logger.mirror_sink import MirrorSink
 from common.logger.recorder import Recorder
 from common.logger.sinks import ConsoleSink, JsonlSink, Sink
+from common.packages import require
 from common.printable import all_storable
 from common.run.checkpoint import MANIFEST, STATE
 from common.run.directory import Run, RunDirectory
@@ -26,6 +27,28 @@ from common.run.files import read_rows
 MIRROR = "common.training.mirror_process"
 TENSORBOARD = "common.logger.tensorboard_sink:open_tensorboard"
 WANDB = "common.logger.wandb_sink:open_wandb"
+
+
+# Other switches of W&B than the flag, and what turns it off, in any case.
+_OFF_SWITCHES = {"WANDB_DISABLED": ("true", "1", "on", "yes"), "WANDB_MODE": ("disabled",)}
+
+
+def check_sinks(config: TrainConfig) -> None:
+    """Raise `UserError` for a sink that the flags ask for and whose package is not installed."""
+    if config.tensorboard:
+        require("tensorboard", "--tensorboard", "add --no-tensorboard")
+    if config.figures_interval:
+        require("plotly", "--figures-interval", "leave it out")
+    if config.wandb and not wandb_switched_off():
+        require("wandb", "--wandb", "add --no-wandb")
+
+
+def wandb_switched_off() -> str:
+    """What in the environment turns W&B off, as NAME=value, if anything does."""
+    for name, values in _OFF_SWITCHES.items():
+        if (value := os.environ.get(name, "")).strip().lower() in values:
+            return f"{name}={value}"
+    return ""
 
 
 def open_logger(
@@ -44,6 +67,8 @@ def open_logger(
     if not run.writes:
         return Logger([], console, directory.samples_file)
     sinks: list[Sink] = [JsonlSink(directory.metrics_file)]
+    if config.wandb and (switch := wandb_switched_off()):
+        console.out(f"W&B is off: {switch}", highlight=False)
     shown = _mirrored(config, directory)
     if shown or config.figures_interval:
         figures = {"rows": config.figures_rows, "gradients": config.figures_snapshots}
@@ -66,7 +91,7 @@ def _mirrored(config: TrainConfig, directory: RunDirectory) -> dict[str, dict[st
     shown: dict[str, dict[str, Any]] = {}
     if config.tensorboard:
         shown[TENSORBOARD] = {}
-    if config.wandb:
+    if config.wandb and not wandb_switched_off():
         sources = _artifact_sources(config, directory) if config.log_artifacts else None
         names = _wandb_names(config, directory.path.name)
         shown[WANDB] = {"identity": names, "artifacts": sources}

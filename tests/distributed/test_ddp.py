@@ -186,6 +186,7 @@ def test_the_first_rank_alone_writes(launched):
     assert len(list((two / "wandb").glob("offline-run-*"))) == 1
     assert len(list(two.glob("events.out.tfevents.*"))) == 1
     assert launched.printed.count(f"\nrun: {two}") == 1
+    assert "Warning" not in launched.printed
     assert launched.printed.count("W&B initialized: grpo_accelerate_ddp/two (offline)") == 1
 
 

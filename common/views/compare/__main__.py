@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from common.command import run_command
 from common.errors import UserError
+from common.packages import require
 from common.printable import printable
 from common.run.files import replace_text
 from common.views.compare.charts import SECTIONS
@@ -42,6 +42,7 @@ class CompareConfig:
 
 
 def main(config: CompareConfig) -> None:
+    require("plotly", "make compare")
     console = Console()
     runs, complaints = read_runs(config.runs)
     groups = group_by_seed(runs)
@@ -61,10 +62,7 @@ def main(config: CompareConfig) -> None:
 
 def wandb_report(config: CompareConfig, runs: Sequence[ComparedRun]) -> str:
     """The address of the report. Raises `UserError` if it cannot be made or saved."""
-    if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError(
-            "--wandb-report: needs wandb-workspaces; run pip install -e '.[wandb-dashboards]'"
-        )
+    require("wandb_workspaces", "--wandb-report")
     from common.logger.wandb_report import save_report
 
     return save_report(config.projects or projects_of(runs), config.wandb_entity, SECTIONS)

@@ -13,8 +13,6 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
-from plotly.offline import get_plotlyjs
-
 from common.views.compare.charts import FIRST, lines
 from common.views.compare.groups import RunGroup, differences
 from common.views.compare.runs import ComparedRun, Position
@@ -33,6 +31,9 @@ def html_page(groups: Sequence[RunGroup], folder: Path) -> str:
     Whatever comes from the runs is data in it: JSON that cannot close its element, and that the
     page's script shows as text. No script runs but the two whose hashes the page names.
     """
+    # Here, as what a run and a page have in common needs no plotly.
+    from plotly.offline import get_plotlyjs
+
     scripts = [get_plotlyjs(), (_HERE / "page.js").read_text(encoding="utf-8")]
     count = sum(len(group.runs) for group in groups)
     template = Template((_HERE / "page.html").read_text(encoding="utf-8"))

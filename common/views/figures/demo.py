@@ -14,9 +14,9 @@ from rich.console import Console
 from common.command import run_command
 from common.logger.recorder import PROBES
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS
+from common.packages import require
 from common.run.directory import check_writable
 from common.views.figures.history import History
-from common.views.figures.maker import FIGURES, page_of, write_page
 
 BATCHES, STEPS_PER_BATCH, LAYERS, TASKS, WIDTH = 60, 2, 6, 40, 32
 _RUBRIC = ("brief", "shows_its_steps", "has_one_answer")
@@ -95,6 +95,9 @@ def _made_up_attention(rng: np.random.Generator) -> dict[str, object]:
 
 
 def main(config: DemoConfig) -> None:
+    require("plotly", "the figures")
+    from common.views.figures.maker import FIGURES, page_of, write_page
+
     check_writable(config.directory.absolute(), f"--directory {config.directory}")
     history = made_up_history()
     console = Console()
