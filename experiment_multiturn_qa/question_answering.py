@@ -78,7 +78,7 @@ def load_retriever(config: SearchConfig) -> Retriever:
 
 
 def retriever_of(config: SearchConfig) -> Retriever:
-    tokenizer = load_tokenizer(config.model_name)
+    tokenizer = load_tokenizer(config.model_name, trust_remote_code=config.trust_remote_code)
 
     def count_tokens(texts: Sequence[str]) -> list[int]:
         encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)

@@ -197,6 +197,33 @@ def save_model(architecture: str, directory: Path, **settings: Any) -> Path:
     return directory
 
 
+def save_model_with_code(directory: Path) -> Path:
+    """A Qwen2 of a kind that transformers has never heard of, with the code of it beside it."""
+    save_model("qwen2", directory)
+    (directory / "configuration_own.py").write_text(
+        "from transformers import Qwen2Config\n"
+        "class OwnConfig(Qwen2Config):\n"
+        "    model_type = 'own_kind'\n"
+    )
+    (directory / "modeling_own.py").write_text(
+        "from transformers import Qwen2ForCausalLM\n"
+        "from .configuration_own import OwnConfig\n"
+        "class OwnForCausalLM(Qwen2ForCausalLM):\n"
+        "    config_class = OwnConfig\n"
+    )
+    config = json.loads((directory / "config.json").read_text())
+    config |= {
+        "model_type": "own_kind",
+        "architectures": ["OwnForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_own.OwnConfig",
+            "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
+        },
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
 def write_gsm8k_rows(path: Path, count: int) -> Path:
     """`count` rows of GSM8K where it is at hand, else rows of the same form."""
     source = SHARED_DATA / "gsm8k_test.jsonl"

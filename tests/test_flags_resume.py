@@ -99,6 +99,7 @@ OTHERS = """
 --tool-timeout 2.5
 --top-p 0.9
 --train-batch-size 12
+--trust-remote-code
 --no-wandb
 --wandb-entity team
 --wandb-group null

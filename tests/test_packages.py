@@ -46,7 +46,7 @@ OPTIONAL = (
 )
 FEW = (
     *("--max-steps", "1", "--rollouts-per-step", "2", "--group-size", "2", "--no-wandb"),
-    *("--eval-samples", "2", "--max-completion-tokens", "8", "--run-name", "run"),
+    *("--eval-samples", "0", "--max-completion-tokens", "8", "--run-name", "run"),
 )
 
 

@@ -98,6 +98,8 @@ class ModelFlags:
     """Scale of the adapters. Default: twice the rank."""
     load_in_4bit: bool = False
     """Hold the frozen weights under LoRA in 4 bits (needs the extra [quant] and CUDA)."""
+    trust_remote_code: bool = False
+    """Let code run that comes with the model or its tokenizer, on your machine and as you."""
     system_prompt: str = by_model(bundled="", other=ASKS_FOR_TAGS)
     """System message of every conversation; give "" for none. {tag} in the default stands for
     --reasoning-tag."""
@@ -375,6 +377,7 @@ class TrainConfig(
             self.lora_rank,
             self.lora_alpha,
             self.load_in_4bit,
+            self.trust_remote_code,
         )
 
     @property

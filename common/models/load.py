@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
+from common.models.vocabulary import cut_vocabulary
 from common.packages import require
 
 BUNDLED = Path(__file__).parent / "tiny" / "weights"
@@ -68,6 +69,10 @@ class ModelOptions:
     lora_rank: int = 0
     lora_alpha: float | None = None
     load_in_4bit: bool = False
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+    num_tokens: int | None = None
+    """Ids of the tokenizer. What the model has beyond them is never sampled."""
 
 
 def locate(model_name: str) -> str:
@@ -85,7 +90,9 @@ def is_bundled(model_name: str) -> bool:
     return locate(model_name) != model_name
 
 
-def load_tokenizer(model_name: str) -> transformers.PreTrainedTokenizerBase:
+def load_tokenizer(
+    model_name: str, *, trust_remote_code: bool = False
+) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer; one without a chat template gets `PLAIN_CHAT_TEMPLATE`.
 
     A tokenizer that begins every text with a token of its own has that token before the template
@@ -93,7 +100,9 @@ def load_tokenizer(model_name: str) -> transformers.PreTrainedTokenizerBase:
     """
     with _loading(f"--model-name {model_name}"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            locate(model_name), local_files_only=_is_out_of_reach(model_name)
+            locate(model_name),
+            local_files_only=_is_out_of_reach(model_name),
+            trust_remote_code=trust_remote_code,
         )
     if len(tokenizer) == len(tokenizer.all_special_tokens):
         raise UserError(
@@ -134,10 +143,17 @@ def _load_base(options: ModelOptions, name: str) -> transformers.PreTrainedModel
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
     attn = f" with --attn {options.attn}" if options.attn else ""
+    files = {
+        "pretrained_model_name_or_path": locate(name),
+        "local_files_only": _is_out_of_reach(name),
+        "trust_remote_code": options.trust_remote_code,
+    }
     with _loading(f"--model-name {name}{attn}"):
+        config = transformers.AutoConfig.from_pretrained(**files)
+        _check_decoder(config, name)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            locate(name),
-            local_files_only=_is_out_of_reach(name),
+            **files,
+            config=config,
             dtype=torch.bfloat16 if frozen and options.use_bfloat16 else torch.float32,
             device_map=options.device,
             attn_implementation=options.attn,
@@ -157,7 +173,24 @@ def _load_base(options: ModelOptions, name: str) -> transformers.PreTrainedModel
         )
     disable_dropout(model)
     align(model)
+    if options.num_tokens is not None:
+        cut_vocabulary(model, options.num_tokens)
     return model
+
+
+def _check_decoder(config: transformers.PretrainedConfig, name: str) -> None:
+    """Refuse a model that reads with one half and writes with the other.
+
+    Switches off what a mixture of experts computes besides for a loss of its own: nobody reads it.
+    """
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"--model-name {name}: {config.model_type} is an encoder-decoder model; take a decoder "
+            "alone, as causal language models are"
+        )
+    text = config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False
 
 
 def align(model: torch.nn.Module) -> None:
@@ -230,6 +263,11 @@ def _loading(subject: str) -> Iterator[None]:
             "(with --load-in-4bit if need be) or take a smaller model"
         ) from None
     except _LOADING_ERRORS as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{subject}: it comes with code of its own; read that, then let it run with "
+                "--trust-remote-code"
+            ) from None
         cause = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise UserError(
             f"{subject}: cannot be loaded ({cause}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from common.errors import UserError
 from common.rollout.decode_batch import DecodeBatch
 from common.rollout.sampling import Sampling, StreamKey, sample_tokens
 
@@ -26,6 +28,12 @@ JOIN_FRACTION = 1 / 2
 
 # ... but no longer than this many tokens.
 JOIN_PATIENCE = 8
+
+_NO_NUMBERS = (
+    "the policy's logits are not numbers (NaN), so that no token can be sampled: its weights have "
+    "overflowed; start again with a lower --lr, from the last good checkpoint if you like "
+    "(--model-name RUN/checkpoints/step_N)"
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,10 @@ class Decoding(Protocol):
         ...
 
     def advance(self) -> list[tuple[int, Completion]]:
-        """Work on for a token; returns what has finished."""
+        """Work on for a token; returns what has finished.
+
+        Raises `UserError` where logits are no numbers.
+        """
         ...
 
     def forget(self, number: int) -> None:
@@ -185,6 +196,8 @@ class LocalDecoding:
         for row, token, log_prob in zip(
             self._rows, tokens.tolist(), log_probs.tolist(), strict=True
         ):
+            if math.isnan(log_prob):
+                raise UserError(_NO_NUMBERS)
             if not row.finished:
                 row.take(token, log_prob, self._generator)
                 if row.finished:

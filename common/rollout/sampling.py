@@ -51,7 +51,8 @@ def sample_tokens(
     """One token per row and its log-probability under softmax(logits / temperature).
 
     The log-probability is that of the whole distribution, also when `top_p` restricts the choice,
-    because the learner knows nothing of `top_p`. Temperature 0 takes the likeliest token.
+    because the learner knows nothing of `top_p`. Temperature 0 takes the likeliest token. Of logits
+    with NaN or infinity among them both are without meaning, and the log-probability is NaN.
     """
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature > 0:
@@ -61,6 +62,8 @@ def sample_tokens(
         tokens = log_probs.argmax(dim=-1)
     else:
         tokens = _inverse_cdf(_nucleus(log_probs.exp(), sampling.top_p), uniforms)
+        # Sums of NaN exceed nothing: the token would be the one after the last.
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)
     return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]
 
 

@@ -19,7 +19,7 @@ def open_chat(config: TrainConfig, tools: Mapping[str, ToolFunction] | None = No
 
     Raises `UserError` for a chat template that cannot be used, and for tools that are none.
     """
-    tokenizer = load_tokenizer(config.model_name)
+    tokenizer = load_tokenizer(config.model_name, trust_remote_code=config.trust_remote_code)
     if config.chat_template is not None:
         # The tokenizer has it from here on, and so have the checkpoints.
         tokenizer.chat_template = read_template(config.chat_template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,18 +12,22 @@ from common.errors import UserError
 from common.flags.train_config import TrainConfig
 from common.models.load import load_policy
 from common.models.log_probs import TokenLogProbs, reference_log_probs
+from common.models.vocabulary import num_tokens
 from common.replay_buffer import LogProbModel
 
 
 def load_models(
-    config: TrainConfig, device: torch.device, weights: Path | None
+    config: TrainConfig,
+    device: torch.device,
+    weights: Path | None,
+    tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> tuple[TokenLogProbs, LogProbModel | None]:
     """The policy, as it starts or as a checkpoint's `weights` hold it, and its reference.
 
     The reference is None for a run that neither weighs nor watches its KL. Raises `UserError` for
     a layer or head to be drawn that the model has not.
     """
-    options = config.model_options(device)
+    options = replace(config.model_options(device), num_tokens=num_tokens(tokenizer))
     model = load_policy(options, weights)
     if config.figures_interval:
         check_head(model.config.get_text_config(), config.figures_layer, config.figures_head)

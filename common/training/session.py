@@ -47,6 +47,7 @@ from common.training.collector import Collector
 from common.training.conversations import MultiTurnConfig
 from common.training.interruption import Interruption, was_launched
 from common.training.learner import Learner
+from common.training.model_checks import check_model
 from common.training.open_chat import how_to_converse, open_chat
 from common.training.open_logger import open_logger
 from common.training.policy_and_reference import load_models
@@ -101,7 +102,8 @@ def open_session(
     for warning in warnings_about_repeats(config, train_tasks, held_out):
         say(warning)
     seed_everything(config.seed)
-    policy, reference = load_models(config, device, run.weights)
+    policy, reference = load_models(config, device, run.weights, chat.tokenizer)
+    check_model(config, policy, chat, train_tasks + held_out, say)
     statistics, timer = RunStatistics(), Timer()
     learner = Learner(config, policy, objective.extras, statistics, timer, ranks)
     state = TrainingState(run, learner, chat.tokenizer, statistics, ranks)

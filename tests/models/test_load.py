@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ from common.models.log_probs import AdaptersOff, TokenLogProbs
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Interrupted, LocalGenerator, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
-from tests.small_models import SMALL_SHAPE, build_model, save_model
+from tests.small_models import SMALL_SHAPE, build_model, save_model, save_model_with_code
 
 CPU = torch.device("cpu")
 IDS = torch.arange(20, 50)[None]
@@ -331,3 +332,50 @@ def test_every_attention_implementation_gives_the_same_log_probs(model_directory
     assert eager.config._attn_implementation == "eager"
     assert sdpa.config._attn_implementation == "sdpa"
     torch.testing.assert_close(log_probs_of(eager), log_probs_of(sdpa), atol=1e-4, rtol=0)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path):
+    config = transformers.MBartConfig(
+        d_model=32, decoder_layers=1, encoder_layers=1, vocab_size=400
+    )
+    transformers.MBartForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="mbart is an encoder-decoder model; take a decoder alone"):
+        load_policy(options_for(tmp_path))
+
+
+def test_the_logits_of_routers_are_off(tmp_path):
+    """With them transformers adds a loss over the attention mask, which a cache makes longer."""
+    build_model(
+        transformers.MixtralConfig,
+        **{**SMALL_SHAPE, "vocab_size": 400, "intermediate_size": 48, "num_key_value_heads": 2},
+        **{"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True},
+    ).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["output_router_logits"]
+    model = load_policy(options_for(tmp_path))
+    request = Request(tuple(range(20, 45)), StreamKey(1, 0, 0, 0), 6)
+    generator = LocalGenerator(model, frozenset(), 100)
+    (completion,) = generate(generator, [request], Sampling(1.0, 1.0))
+    assert len(completion.token_ids) == 6
+    assert model(IDS).router_logits is None
+
+
+class TestAModelWithCodeOfItsOwn:
+    def test_is_refused_at_once(self, tmp_path, monkeypatch):
+        """transformers would ask on the terminal, and wait."""
+        monkeypatch.setattr("builtins.input", lambda *question: pytest.fail("asked a question"))
+        directory = save_model_with_code(tmp_path)
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"own; read that, then .* --trust-remote-code$"):
+            load_policy(options_for(directory))
+        assert time.monotonic() - start < 5
+
+    def test_runs_where_it_may(self, tmp_path, saved_model):
+        options = options_for(save_model_with_code(tmp_path / "own"), trust_remote_code=True)
+        model = load_policy(options)
+        assert type(model).__name__ == "OwnForCausalLM"
+        known = load_policy(options_for(saved_model("qwen2")))
+        assert torch.equal(log_probs_of(model), log_probs_of(known))
+        model.save_pretrained(tmp_path / "saved")
+        again = load_policy(options, tmp_path / "saved")
+        assert type(again).__name__ == "OwnForCausalLM"
+        assert torch.equal(log_probs_of(again), log_probs_of(known))

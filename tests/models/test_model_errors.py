@@ -11,8 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import transformers
 
+from common.models.load import load_tokenizer
+from common.run.checkpoint import find_damage
 from tests.helpers import complain, load_script, run_training
+from tests.small_models import (
+    CHATML,
+    SMALL_SHAPE,
+    build_model,
+    save_model_with_code,
+    write_gsm8k_rows,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -79,6 +89,53 @@ class TestADirectory:
         flags = ("--model-name", str(saved_model("gpt2")), "--max-length", "1025")
         message = complaint(tmp_path, *flags)
         assert "--max-length 1025: the model has 1024 positions" in message
+
+    def test_of_a_model_that_sees_what_comes_later(self, tmp_path, model):
+        shape = {**SMALL_SHAPE, "vocab_size": 400, "intermediate_size": 48}
+        build_model(transformers.BertConfig, **shape).save_pretrained(model)
+        message = complaint(tmp_path, "--model-name", str(model))
+        assert "BertLMHeadModel is no causal language model" in message
+
+    def test_of_a_model_with_code_of_its_own(self, tmp_path):
+        directory = save_model_with_code(tmp_path / "own")
+        message = complaint(tmp_path, "--model-name", str(directory))
+        assert message.endswith(
+            "it comes with code of its own; read that, then let it run with --trust-remote-code\n"
+        )
+
+    def test_whose_tokenizer_is_of_another_model(self, tmp_path, saved_model):
+        directory = tmp_path / "model"
+        shutil.copytree(saved_model("gpt2"), directory)
+        tokenizer = load_tokenizer(str(directory))
+        tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+        tokenizer.chat_template = CHATML
+        tokenizer.save_pretrained(directory)
+        message = complaint(tmp_path, "--model-name", str(directory))
+        assert "the prompt of task 0 holds '<|im_start|>', which is token 400" in message
+
+
+def test_weights_that_overflow_in_training_end_the_run_and_leave_its_checkpoint(
+    saved_model, tmp_path
+):
+    """The one before is whole, and the step that could not be sampled has none."""
+    reward = tmp_path / "by_length.py"
+    reward.write_text("def length(completion, task):\n    return len(completion) % 7\n")
+    code, said = complain(
+        load_script("experiment_base"),
+        [
+            *("--model-name", str(saved_model("gpt2")), "--reward", f"{reward}:length"),
+            *("--data-path", str(write_gsm8k_rows(tmp_path / "rows.jsonl", 40)), "--no-wandb"),
+            *("--lr", "1e30", "--warmup-fraction", "0", "--max-steps", "4", "--no-tensorboard"),
+            *("--rollouts-per-step", "2", "--group-size", "4", "--max-completion-tokens", "8"),
+            *("--eval-samples", "2", "--eval-interval", "0", "--checkpoint-interval", "1"),
+            *("--log-dir", str(tmp_path / "runs"), "--run-name", "run"),
+        ],
+    )
+    assert code == 2
+    assert said.count("\n") == 1
+    assert "logits are not numbers (NaN)" in said
+    checkpoints = tmp_path / "runs" / "experiment_base" / "run" / "checkpoints"
+    assert find_damage(checkpoints / "step_000001") is None
 
 
 class TestAHubIdWithoutANetwork:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from common.errors import UserError
 from common.rollout.generate import Interrupted, LocalGenerator, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
 
@@ -102,3 +103,23 @@ def test_an_interruption_ends_decoding_at_once(model64):
     with pytest.raises(Interrupted):
         generate(generator, make_requests(), SAMPLING)
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+@pytest.mark.parametrize("tokens_before", [0, 3])
+def test_logits_that_are_no_numbers_end_decoding_with_a_sentence(
+    model64, temperature, tokens_before
+):
+    """In what is read of the prompt, and later."""
+    calls: list[int] = []
+
+    def spoil(module, inputs, logits):
+        calls.append(1)
+        return logits * torch.nan if len(calls) > tokens_before else logits
+
+    hook = model64.get_output_embeddings().register_forward_hook(spoil)
+    generator = LocalGenerator(model64, frozenset(), 100)
+    with pytest.raises(UserError, match=r"logits are not numbers \(NaN\).* lower --lr"):
+        generate(generator, make_requests(), Sampling(temperature, 1.0))
+    hook.remove()
+    assert len(calls) == tokens_before + 1

@@ -72,3 +72,17 @@ def test_a_stream_stays_what_it_was():
     """Pinned, because resuming an old run depends on it."""
     drawn = StreamKey(1, 2, 3, 4, 5).uniforms(2).tolist()
     assert drawn == [0.25722208236437105, 0.7372685811115065]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("sampling", [Sampling(1.0, 1.0), Sampling(0.5, 0.9), Sampling(0.0, 1.0)])
+def test_logits_that_are_no_numbers_give_a_token_that_says_so(sampling, value):
+    """A row beside them is what it is without them."""
+    logits = torch.tensor([[0.0, value, 1.0], [0.0, 2.0, 1.0]])
+    uniforms = torch.tensor([0.5, 0.5])
+    tokens, log_probs = sample_tokens(logits, uniforms, sampling)
+    assert log_probs.isnan().tolist() == [True, False]
+    assert all(0 <= token < 3 for token in tokens.tolist())
+    alone, log_prob = sample_tokens(logits[1:], uniforms[1:], sampling)
+    assert tokens[1] == alone[0]
+    assert log_probs[1] == log_prob[0]
