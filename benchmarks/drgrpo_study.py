@@ -38,6 +38,7 @@ from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import experiences_from, micro_batches, totals_of, with_advantages
 from common.repository import REPOSITORY
 from common.rewards.answers import is_correct
+from common.rewards.judge import Judge, Notion
 from common.rewards.reward import TEXT_REWARDS, build_rewards
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator
@@ -313,8 +314,7 @@ def replay(config: StudyConfig) -> str:
             sampling=Sampling(1.0, 1.0),
             max_completion_tokens=MAX_COMPLETION_TOKENS,
         ),
-        rewards=build_rewards(TEXT_REWARDS, (), REWARD_WEIGHTS),
-        is_correct=is_correct,
+        judge=Judge(build_rewards(TEXT_REWARDS, (), REWARD_WEIGHTS), Notion(is_correct)),
     )
     objectives = {
         "GRPO": Objective(

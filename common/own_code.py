@@ -17,7 +17,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.imports_beside import imported_files
-from common.printable import error_as_line
+from common.printable import error_as_line, printable
 
 
 def names_own_code(value: str) -> bool:
@@ -75,12 +75,16 @@ def code_of_the_user(flag: str, path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        file, line = frame.filename, frame.lineno
-        if isinstance(error, SyntaxError):
-            file, line = error.filename, error.lineno
-        what = error_as_line(error)
-        raise UserError(f"{flag} {path}: raised {what} ({file}, line {line}); mend it") from error
+        raise UserError(f"{flag} {path}: {complaint_about(error)}; mend it") from error
+
+
+def complaint_about(error: BaseException) -> str:
+    """What a user's own code raised, and where, fit for a terminal."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    file, line = frame.filename, frame.lineno
+    if isinstance(error, SyntaxError):
+        file, line = error.filename, error.lineno
+    return f"raised {printable(error_as_line(error))} ({file}, line {line})"
 
 
 def _is_file(source: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -90,7 +91,10 @@ def side_by_side(groups: Sequence[Group], experiences: Sequence[Experience]) -> 
     return ComparedBatch(
         rewards=torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64),
         scores={
-            name: torch.tensor([rollout.scores[name] for rollout in rollouts], dtype=torch.float64)
+            name: torch.tensor(
+                [math.nan if (s := rollout.scores[name]) is None else s for rollout in rollouts],
+                dtype=torch.float64,
+            )
             for name in names
         },
         groups=torch.arange(len(sizes)).repeat_interleave(sizes),

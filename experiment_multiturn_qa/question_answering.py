@@ -14,7 +14,7 @@ from common.flags.markers import CONTENT, OWN_CODE
 from common.flags.train_config import by_model
 from common.models.load import load_tokenizer
 from common.own_code import code_of_the_user, import_function
-from common.rewards.answers import is_tagged
+from common.rewards.answers import answer_format
 from common.rewards.question_answering import answer_f1, is_exact_match
 from common.rewards.reward import RewardFunction
 from common.rewards.tool_use import tool_call_format
@@ -135,7 +135,7 @@ def make_rewards(retriever: Retriever) -> Mapping[str, RewardFunction]:
     return {
         "search_format": tool_call_format,
         "search_hit": search_hit,
-        "answer_format": lambda completion, task: float(is_tagged(completion)),
-        "answer_correct": lambda completion, task: float(is_exact_match(completion, task)),
+        "answer_format": answer_format,
+        "answer_correct": is_exact_match,
         "answer_f1": answer_f1,
     }

@@ -34,6 +34,8 @@ OTHERS = """
 --checkpoint-path /elsewhere/checkpoints
 --clip-eps 0.1
 --clip-eps-high 0.3
+--correct rewards:right
+--correct-threshold 0.5
 --data-path /elsewhere/tasks.jsonl
 --device cpu
 --documents-path /elsewhere/documents
@@ -45,6 +47,7 @@ OTHERS = """
 --eval-group-size 4
 --eval-interval 7
 --eval-samples 9
+--eval-temperature 0
 --figures-head 1
 --figures-interval 5
 --figures-layer -2
@@ -86,6 +89,7 @@ OTHERS = """
 --retriever retrievers:mine
 --reward rewards:one /elsewhere/rewards.py:two
 --reward-weights one=2,two=-1
+--reward-timeout 3.5
 --rollouts-per-step 6
 --rubric-file /elsewhere/rubric.yaml
 --rubric-weight 0.25

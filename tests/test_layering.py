@@ -10,8 +10,8 @@ from tests.helpers import REPOSITORY
 
 # Each imports itself and those before it.
 ROOMS = (
-    *("errors", "printable", "packages", "imports_beside", "own_code", "yaml_file"),
-    *("repository", "command"),
+    *("errors", "printable", "packages", "imports_beside", "own_code", "background"),
+    *("plain_number", "yaml_file", "repository", "command"),
     *("algo", "tasks", "tools", "rewards", "models", "rollout", "replay_buffer"),
     *("flags", "run", "logger", "views", "training", "sweep"),
 )

@@ -12,12 +12,13 @@ from types import ModuleType
 
 import pytest
 
+from common.rewards.answers import is_correct
 from common.tasks.task import Task, split_tasks
 from common.tasks.task_file import load_tasks
 from common.tools.environment import EnvironmentFactory
 from common.tools.toolbox import instant
 from common.training.conversations import MultiTurnConfig
-from common.training.scoring import load_rewards
+from common.training.scoring import load_judge
 from tests.helpers import (
     REPOSITORY,
     SMALL_TALK,
@@ -169,8 +170,8 @@ def weights_of(environment: str, flags: str) -> dict[str, float]:
     config = MultiTurnConfig(reward_weights=flags)
     functions = {"right": lambda completion, task: 1.0}
     environments = EnvironmentFactory(f"{__name__}:{environment}")
-    rewards = load_rewards(config, EXAMPLE, print, functions, environments)
-    return {reward.name: reward.weight for reward in rewards}
+    judge = load_judge(config, EXAMPLE, print, functions, is_correct, environments)
+    return {reward.name: reward.weight for reward in judge.rewards}
 
 
 def test_its_reward_has_weight_one_unless_it_is_named():

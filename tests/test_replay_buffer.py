@@ -163,7 +163,7 @@ def compared() -> tuple[list[Group], list[Experience]]:
     )
 
     def rollout(reward: float, *segments: Segment) -> Rollout:
-        scores = {"right": reward, "short": 1 - reward}
+        scores = {"right": reward, "short": 1 - reward if reward else None}
         return Rollout(Trajectory(segments, "stop"), Transcript(""), scores, reward, True)
 
     long = rollout(1.0, given, first, given, second)
@@ -181,10 +181,9 @@ def test_advantages_see_the_whole_batch():
     batch = side_by_side(groups, with_log_probs(experiences, policy, policy, 2))
     assert batch.rewards.tolist() == [1.0, 0.0, 0.5]
     assert batch.rewards.dtype == torch.float64
-    assert {name: s.tolist() for name, s in batch.scores.items()} == {
-        "right": [1.0, 0.0, 0.5],
-        "short": [0.0, 1.0, 0.5],
-    }
+    assert batch.scores["right"].tolist() == [1.0, 0.0, 0.5]
+    # Where a reward does not apply, there is no number.
+    assert batch.scores["short"].nan_to_num(-1).tolist() == [0.0, -1.0, 0.5]
     assert batch.groups.tolist() == [0, 0, 1]
     assert batch.turns.tolist() == [
         [-1, -1, 0, -1, -1, 1, 1],

@@ -23,7 +23,7 @@ class ComparedBatch:
     rewards: Float[Tensor, " batch"]
     """The weighted sums that are to be maximised, in float64."""
     scores: Mapping[str, Float[Tensor, " batch"]]
-    """What each reward function gave, by name."""
+    """What each reward function gave, by name; NaN where it does not apply to the task."""
     groups: Int[Tensor, " batch"]
     """The number of the group that a rollout belongs to, from 0 and in order."""
     turns: Int[Tensor, "batch time"]

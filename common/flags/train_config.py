@@ -130,6 +130,14 @@ class TaskFlags:
     reward: Annotated[tuple[str, ...], OWN_CODE] = ()
     """Your own reward functions as module:function or file.py:function (weight 1 unless named in
     the weights)."""
+    correct: Annotated[str | None, OWN_CODE] = None
+    """What is right, for the accuracy and for the rewards that ask for it: module:function or
+    file.py:function of your own, or the name of a reward. Default: the experiment's own notion."""
+    correct_threshold: float = 0.99
+    """With --correct: a completion is right if its score is at least this; True is 1."""
+    reward_timeout: float = 60.0
+    """Seconds after which a function of your own that scores is given up, and what it was to
+    score with it."""
     rubric_file: Annotated[Path | None, CONTENT] = None
     """YAML file of named criteria that add up to one more reward, called rubric."""
     rubric_weight: float = 1.0
@@ -217,6 +225,9 @@ class EvaluationFlags:
     """Held-out tasks to evaluate on, drawn by the seed; 0 turns evaluation off."""
     eval_group_size: Annotated[int, FREE] = 1
     """Completions per held-out task; from 2 on eval/pass_at_k is logged."""
+    eval_temperature: Annotated[float | None, FREE] = None
+    """Sampling temperature of evaluations; 0 takes the likeliest token. Default: that of
+    training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,7 +349,10 @@ class TrainConfig(
         check("overlong_buffer", lambda value: value <= 1, "at most 1")
         check("clip_eps", lambda value: 0 < value < 1, "above 0 and below 1")
         check("clip_eps_high", lambda value: 0 < value < math.inf, "above 0")
-        check("rubric_weight", math.isfinite, "a finite number")
+        for name in ("rubric_weight", "correct_threshold"):
+            check(name, math.isfinite, "a finite number")
+        check("reward_timeout", lambda seconds: 0 < seconds < 1e6, "above 0, in seconds")
+        check("eval_temperature", lambda value: 0 <= value < math.inf, "0 or more")
         check("dynamic_sampling", lambda count: count >= 1, "at least 1")
         for name in ("max_minutes", "lora_alpha"):
             check(name, lambda value: 0 < value < math.inf, "above 0")

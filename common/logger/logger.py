@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 
 from common.logger.health import Health
@@ -20,6 +18,7 @@ from common.logger.media import Media
 from common.logger.recorder import Recorder
 from common.logger.rollout_media import as_text, generations, histograms, reward_breakdown
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Sink
+from common.plain_number import plain_number
 from common.printable import error_as_line, printable
 from common.replay_buffer import Experience
 from common.rollout.trajectory import Group, Rollout
@@ -149,17 +148,19 @@ class Logger:
         self._append_samples(rows)
 
     def log_errored(self, batch_step: int, groups: Sequence[Group]) -> None:
-        """Record the conversations that a tool broke off; say so the first time of each kind."""
+        """Record what a tool broke off or a reward failed on; say so the first time of each."""
         broken = [replace(group, rollouts=group.errored, advantages=[]) for group in groups]
         self._append_samples(
             [r for group in broken for r in sample_rows(batch_step, group, "errored")]
         )
         for group in broken:
             for rollout in group.rollouts:
-                call = rollout.completion.calls[-1]
-                if call.tool not in self._reported:
-                    self._reported.add(call.tool)
-                    self.say(f"tool {call.tool} broke off a conversation: {call.reply}")
+                if rollout.failure:
+                    self._say_once(rollout.failure.source, f"not scored: {rollout.failure.text}")
+                else:
+                    call = rollout.completion.calls[-1]
+                    broken_off = f"tool {call.tool} broke off a conversation"
+                    self._say_once(call.tool, f"{broken_off}: {call.reply}")
 
     def log_invalid_step(self, global_step: int, batch: Sequence[Experience]) -> None:
         """Record the tasks of an optimizer batch whose gradient was not finite."""
@@ -182,13 +183,18 @@ class Logger:
             self._recorder = None
             self.say(f"no more snapshots for figures ({error_as_line(error)})")
 
+    def _say_once(self, thing: str, text: str) -> None:
+        if thing not in self._reported:
+            self._reported.add(thing)
+            self.say(text)
+
     def say(self, text: str) -> None:
         """A line for the person who watches."""
         if self._sinks:
             self._console.out(printable(text), highlight=False)
 
     def _log(self, row: Mapping[str, Any]) -> None:
-        numbers = {name: _plain(value) for name, value in row.items()}
+        numbers = {name: plain_number(value) for name, value in row.items()}
         self._report([name for name, value in numbers.items() if value is None], "not a number")
         numbers = {name: value for name, value in numbers.items() if value is not None}
         self._report(
@@ -206,11 +212,11 @@ class Logger:
             self.say(f"{problem}: {', '.join(new)}")
 
 
-def _plain(value: Any) -> int | float | None:
-    """A number of Python's from one of numpy's or torch's; None for anything else."""
-    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
-        value = value.item()
-    return value if isinstance(value, int | float) else None
+# Of a row of samples, beside the scores.
+SAMPLE_COLUMNS = (
+    *("step", "split", "question", "completion", "conversation", "calls", "failure"),
+    *("ground_truth", "reward", "correct", "advantage", "stop_reason", "completion_tokens"),
+)
 
 
 def sample_rows(batch_step: int, group: Group, split: str) -> list[dict[str, Any]]:
@@ -223,8 +229,10 @@ def sample_rows(batch_step: int, group: Group, split: str) -> list[dict[str, Any
             "question": group.task.question,
             "completion": rollout.completion,
             **_conversation(rollout),
+            **({"failure": rollout.failure.text} if rollout.failure else {}),
             "ground_truth": group.task.answer,
             "reward": rollout.reward,
+            "correct": rollout.correct,
             **rollout.scores,
             "advantage": advantage,
             "stop_reason": rollout.trajectory.stop_reason,

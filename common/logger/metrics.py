@@ -28,16 +28,38 @@ Metrics = dict[str, float]
 
 RECENT_BATCHES = 10
 
+# What a reward cannot be called, as its metrics would have the names of others.
+TAKEN_BY_METRICS = frozenset({"total", "returns", "completion_tokens", "turns"})
+
 
 def is_criterion(name: str) -> bool:
     """Whether a score is a part of a rubric's, `criteria/{rubric}/{criterion}`."""
     return name.startswith("criteria/")
 
 
+def reward_metric_names(name: str) -> list[str]:
+    """The metrics of a reward function."""
+    return [
+        *(f"rewards/{name}_{of}" for of in ("mean", "max", "min", "recent_mean", "hist")),
+        f"eval/{name}_mean",
+        *(f"final/{name}_{of}" for of in ("mean", "std", "max", "min", "total_samples")),
+    ]
+
+
+def scores_by_name(rollouts: Iterable[Rollout]) -> dict[str, np.ndarray]:
+    """What each reward function gave where it applies; nothing for one that applies nowhere."""
+    scores: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for name, score in rollout.scores.items():
+            if score is not None:
+                scores.setdefault(name, []).append(score)
+    return {name: np.array(values) for name, values in scores.items()}
+
+
 def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) -> Metrics:
     """`rollouts/*` of one batch, from all groups that were drawn and from the experiences that are
     learned from, with their log-probs."""
-    errors = sum(len(group.errored) for group in groups)
+    errored = [rollout for group in groups for rollout in group.errored]
     kept = [group for group in groups if group.rollouts]
     dropped, groups = len(groups) - len(kept), kept
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -60,7 +82,8 @@ def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) 
         "advantages_mean": advantages.mean(),
         "advantages_std": advantages.std(),
         "total_rollouts": len(rollouts),
-        "errors": errors,
+        "errors": len(errored),
+        "reward_errors": sum(rollout.failure is not None for rollout in errored),
         "dropped_groups": dropped,
         "completion_tokens_mean": lengths.mean(),
         "completion_tokens_min": lengths.min(),
@@ -234,8 +257,7 @@ class RunStatistics:
         many optimizer steps were skipped so far."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         metrics: Metrics = {}
-        for name in rollouts[0].scores:
-            scores = np.array([rollout.scores[name] for rollout in rollouts])
+        for name, scores in scores_by_name(rollouts).items():
             running = self.scores.setdefault(name, RunningScores())
             running.add(scores)
             if is_criterion(name):
@@ -256,9 +278,9 @@ class RunStatistics:
         metrics["rewards/correctness_rate"] = statistics.fmean(r.correct for r in rollouts)
         return metrics
 
-    def add_evaluation(self, groups: Sequence[Group]) -> Metrics:
+    def add_evaluation(self, groups: Sequence[Group], *, tags: bool) -> Metrics:
         """Remember the mean return on held-out tasks; returns their `eval/*`."""
-        metrics = evaluation_metrics(groups)
+        metrics = evaluation_metrics(groups, tags=tags)
         self.final_reward = metrics["eval/returns_mean"]
         return metrics
 
@@ -416,27 +438,33 @@ def epoch_metrics(steps: Sequence[StepSums]) -> Metrics:
     return metrics
 
 
-def evaluation_metrics(groups: Sequence[Group]) -> Metrics:
-    """`eval/*` of held-out tasks.
+def evaluation_metrics(groups: Sequence[Group], *, tags: bool) -> Metrics:
+    """`eval/*` of held-out tasks; those of answer tags where `tags` are what an answer must have.
 
     `accuracy_tagged` is the accuracy among completions with an answer in tags, so that a model that
     only learned the format cannot pass for one that learned to be right. `pass_at_k` is the share
     of tasks with a right completion among the k sampled; it is absent for k = 1.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    tagged = [rollout for rollout in rollouts if is_tagged(rollout.completion)]
     metrics = {
         "eval/samples": float(len(rollouts)),
         "eval/errors": float(sum(len(group.errored) for group in groups)),
-        "eval/accuracy": _share_correct(rollouts),
-        "eval/format_rate": len(tagged) / len(rollouts),
+        "eval/accuracy": share_correct(groups),
         "eval/returns_mean": statistics.fmean(rollout.reward for rollout in rollouts),
         "eval/completion_tokens_mean": statistics.fmean(
             rollout.trajectory.num_sampled for rollout in rollouts
         ),
     }
-    if tagged:
-        metrics["eval/accuracy_tagged"] = _share_correct(tagged)
+    metrics |= {
+        f"eval/{name}_mean": float(scores.mean())
+        for name, scores in scores_by_name(rollouts).items()
+        if not is_criterion(name)
+    }
+    if tags:
+        tagged = [rollout.correct for rollout in rollouts if is_tagged(rollout.completion)]
+        metrics["eval/format_rate"] = len(tagged) / len(rollouts)
+        if tagged:
+            metrics["eval/accuracy_tagged"] = statistics.fmean(tagged)
     if max(len(group.rollouts) for group in groups) > 1:
         metrics["eval/pass_at_k"] = statistics.fmean(
             any(rollout.correct for rollout in group.rollouts) for group in groups if group.rollouts
@@ -444,8 +472,9 @@ def evaluation_metrics(groups: Sequence[Group]) -> Metrics:
     return metrics
 
 
-def _share_correct(rollouts: Sequence[Rollout]) -> float:
-    return statistics.fmean(rollout.correct for rollout in rollouts)
+def share_correct(groups: Iterable[Group]) -> float:
+    """The share of the completions that are right."""
+    return statistics.fmean(rollout.correct for group in groups for rollout in group.rollouts)
 
 
 def batch_metrics(

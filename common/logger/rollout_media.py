@@ -8,10 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.logger.media import Bars, Histogram, Table
-from common.logger.metrics import is_criterion
+from common.logger.metrics import is_criterion, scores_by_name
 from common.replay_buffer import Experience
 from common.rewards.tags import ANSWER_TAG, extract_tag
 from common.rollout.trajectory import Group, Rollout
+
+# Of the table of completions, beside the scores.
+GENERATION_COLUMNS = (
+    *("step", "question", "reasoning", "answer", "ground_truth", "reward"),
+    *("advantage", "stop_reason", "completion_tokens"),
+)
 
 MOST_GENERATIONS = 12
 MOST_CHARACTERS = 4000
@@ -21,8 +27,8 @@ def histograms(groups: Sequence[Group], experiences: Sequence[Experience]) -> di
     """Of rewards by function, returns, advantages, lengths, and the sampler's mismatch."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     values = {
-        f"rewards/{name}_hist": np.array([rollout.scores[name] for rollout in rollouts])
-        for name in rollouts[0].scores
+        f"rewards/{name}_hist": scores
+        for name, scores in scores_by_name(rollouts).items()
         if not is_criterion(name)
     }
     values["rewards/distribution"] = np.array([rollout.reward for rollout in rollouts])
@@ -43,8 +49,8 @@ def reward_breakdown(groups: Sequence[Group]) -> Bars:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return Bars(
         {
-            name: float(np.mean([rollout.scores[name] for rollout in rollouts]))
-            for name in rollouts[0].scores
+            name: float(scores.mean())
+            for name, scores in scores_by_name(rollouts).items()
             if not is_criterion(name)
         }
     )

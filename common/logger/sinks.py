@@ -18,6 +18,13 @@ BATCH_AXIS = "rollouts/batch_step"
 STEP_AXIS = "training_step/global_step"
 AXES = (BATCH_AXIS, STEP_AXIS)
 
+# What the console says of an evaluation.
+HELD_OUT = (
+    ("eval/accuracy", "accuracy {:.1%}"),
+    ("eval/returns_mean", "return {:.3f}"),
+    ("eval/format_rate", "answer tags in {:.1%}"),
+)
+
 Row = Mapping[str, int | float]
 
 
@@ -110,11 +117,8 @@ class ConsoleSink:
     def log(self, row: Row) -> None:
         self._latest.update(row)
         if "eval/accuracy" in row:
-            self._console.print(
-                f"held-out accuracy {row['eval/accuracy']:.1%}, "
-                f"answer tags in {row['eval/format_rate']:.1%}",
-                highlight=False,
-            )
+            parts = [template.format(row[name]) for name, template in HELD_OUT if name in row]
+            self._console.print(f"held-out {', '.join(parts)}", highlight=False)
         if "rollouts/returns_mean" in row:
             self._print_batch(int(row[BATCH_AXIS]))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.logger.metrics import Metrics
 from common.rollout.multi_turn import StopReason
-from common.rollout.trajectory import Group, Rollout
+from common.rollout.trajectory import UNSCORED, Group, Rollout
 from common.tools.calls import CallRecord, Status
 
 
@@ -18,7 +18,7 @@ def conversation_metrics(groups: Sequence[Group]) -> Metrics:
     """`tools/* parse/* stop/* turns/* batch_returns/*` and `time/tool_s` of a batch.
 
     Shares are of all conversations, errored ones included, and of all attempts to call a tool. Of
-    the groups that were dropped, only what a tool broke off is left.
+    the groups that were dropped, only what a tool broke off or a reward failed on is left.
     """
     rollouts = _all_rollouts(groups)
     calls = [call for rollout in rollouts for call in rollout.completion.calls]
@@ -26,7 +26,10 @@ def conversation_metrics(groups: Sequence[Group]) -> Metrics:
     reasons = Counter(rollout.trajectory.stop_reason for rollout in rollouts)
     returns = np.array([reward for group in groups for reward in group.rewards])
     return {
-        **{f"stop/{reason}": reasons[reason] / len(rollouts) for reason in get_args(StopReason)},
+        **{
+            f"stop/{reason}": reasons[reason] / len(rollouts)
+            for reason in (*get_args(StopReason), *sorted(UNSCORED))
+        },
         **_call_metrics(calls),
         "tools/used_fraction": _share_with_a_good_call(rollouts),
         "turns/mean": float(np.mean(turns)),

@@ -6,7 +6,7 @@ import re
 
 from common.rewards.markup import bare, last_boxed, unadorned
 from common.rewards.numbers import Number, last_number_in, numbers_in, read_number
-from common.rewards.tags import ANSWER_TAG, after_thought, extract_tag
+from common.rewards.tags import ANSWER_TAG, after_thought, extract_tag, looks_for_answer_tags
 from common.tasks.task import Task
 
 # For an answer that holds the oracle among other words, such as "The result is 6".
@@ -31,11 +31,13 @@ _FILLERS = re.compile(
 )
 
 
+@looks_for_answer_tags
 def is_correct(completion: str, task: Task) -> bool:
     """Whether the tagged answer is one of the right ones."""
     return _is_right(extract_tag(completion, ANSWER_TAG), task)
 
 
+@looks_for_answer_tags
 def answer_check(completion: str, task: Task) -> float:
     """1 if the tagged answer is right, partial credit if it holds a right one and no other."""
     answer = extract_tag(completion, ANSWER_TAG)
@@ -46,6 +48,7 @@ def answer_check(completion: str, task: Task) -> float:
     return PARTIAL_CREDIT if any(holds_answer(answer, oracle) for oracle in task.answers) else 0.0
 
 
+@looks_for_answer_tags
 def number_check(completion: str, task: Task) -> float:
     """1 if the tagged answer is numerically right."""
     return float(_is_right_number(read_number(extract_tag(completion, ANSWER_TAG) or ""), task))
@@ -63,6 +66,13 @@ def boxed(completion: str, task: Task) -> float:
 
 def is_tagged(completion: str) -> bool:
     return extract_tag(completion, ANSWER_TAG) is not None
+
+
+@looks_for_answer_tags
+def answer_format(completion: str, task: Task) -> float:
+    """1 for one answer in its tags."""
+    del task
+    return float(is_tagged(completion))
 
 
 def is_same_answer(answer: str, oracle: str) -> bool:

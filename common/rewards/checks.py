@@ -9,8 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 from common.rewards.numbers import Number, read_number
-from common.rewards.reward import RewardFunction
-from common.rewards.tags import ANSWER_TAG, extract_tag
+from common.rewards.outcome import RewardFunction
+from common.rewards.tags import ANSWER_TAG, extract_tag, looks_for_answer_tags
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 
@@ -23,7 +23,11 @@ def regex(pattern: str, of: str = "completion", ignore_case: bool = False) -> Re
     """1 if the pattern is found."""
     compiled = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
     part = _part(of)
-    return lambda completion, task: float(compiled.search(part(completion)) is not None)
+
+    def score(completion: Transcript, task: Task) -> float:
+        return float(compiled.search(part(completion)) is not None)
+
+    return looks_for_answer_tags(score) if of == ANSWER_TAG else score
 
 
 def contains(text: str, of: str = "completion", ignore_case: bool = False) -> RewardFunction:
@@ -47,7 +51,7 @@ def length(
         text = part(completion)
         return float(least <= (len(text) if unit == "characters" else len(text.split())) <= most)
 
-    return score
+    return looks_for_answer_tags(score) if of == ANSWER_TAG else score
 
 
 def numeric(tolerance: float, relative: bool = False) -> RewardFunction:
@@ -63,6 +67,7 @@ def numeric(tolerance: float, relative: bool = False) -> RewardFunction:
         allowed = exact_tolerance * abs(expected.value) if relative else exact_tolerance
         return answer.measures_as(expected) and abs(answer.value - expected.value) <= allowed
 
+    @looks_for_answer_tags
     def score(completion: Transcript, task: Task) -> float:
         answer = read_number(extract_tag(completion, ANSWER_TAG) or "")
         oracles = filter(None, map(read_number, task.answers))

@@ -6,7 +6,7 @@ import string
 from collections import Counter
 
 from common.rewards.numbers import read_number
-from common.rewards.tags import ANSWER_TAG, extract_tag
+from common.rewards.tags import ANSWER_TAG, extract_tag, looks_for_answer_tags
 from common.tasks.task import Task
 
 _ARTICLES = ("a", "an", "the")
@@ -20,12 +20,14 @@ def normalised(text: str) -> str:
     return " ".join(word for word in words if word and word not in _ARTICLES)
 
 
+@looks_for_answer_tags
 def is_exact_match(completion: str, task: Task) -> bool:
     """Whether the tagged answer is one of the right ones: as numbers, else once normalised."""
     answer = extract_tag(completion, ANSWER_TAG)
     return answer is not None and any(_matches(answer, oracle) for oracle in task.answers)
 
 
+@looks_for_answer_tags
 def answer_f1(completion: str, task: Task) -> float:
     """The harmonic mean of precision and recall over the words of the tagged answer.
 

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from common.errors import UserError
-from common.own_code import code_of_the_user, function_name, import_function
+from common.own_code import function_name
 from common.rewards.answers import answer_check, boxed, last_number, number_check
+from common.rewards.outcome import RewardFunction
+from common.rewards.own_function import OwnFunction
+from common.rewards.rubric import Rubric
 from common.rewards.tags import format_approx, format_exact
-from common.rewards.transcript import Transcript
-from common.tasks.task import Task
 
-RewardFunction = Callable[[Transcript, Task], float]
-
-
-class Score(float):
-    """A score with the parts that it was made of, by the names under which they are logged."""
-
-    parts: Mapping[str, float]
-
-    def __new__(cls, value: float, parts: Mapping[str, float]) -> Score:
-        self = super().__new__(cls, value)
-        self.parts = dict(parts)
-        return self
+# Whatever gives scores, each in its own way.
+Scorer = RewardFunction | OwnFunction | Rubric
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A pure function of completion and task, and how much its score counts."""
+    """What scores a completion of a task, and how much its score counts."""
 
     name: str
-    function: RewardFunction
+    function: Scorer
     weight: float
 
 
@@ -49,7 +39,7 @@ TEXT_REWARDS: Mapping[str, RewardFunction] = {
 
 
 def build_rewards(
-    functions: Mapping[str, RewardFunction],
+    functions: Mapping[str, Scorer],
     own_functions: Sequence[str],
     weights: str,
     defaults: Mapping[str, float] | None = None,
@@ -61,12 +51,14 @@ def build_rewards(
     has weight 1 unless named. Raises `UserError` for unknown names, two functions of one name and
     impossible weights.
     """
-    own: dict[str, RewardFunction] = {}
+    own: dict[str, OwnFunction] = {}
     for path in own_functions:
         name = function_name(path)
         if name in functions or name in own:
-            raise UserError(f"--reward {name}: that name is taken; rename your function")
-        own[name] = import_reward(path)
+            raise UserError(
+                f"--reward {path}: there is another reward called {name}; rename your function"
+            )
+        own[name] = OwnFunction.load("--reward", path).bound()
     functions = {**functions, **own}
     parsed = parse_weights(weights, known=list(functions))
     parsed = {**(defaults or {}), **dict.fromkeys(own, 1.0), **parsed}
@@ -88,31 +80,3 @@ def parse_weights(text: str, known: Sequence[str]) -> dict[str, float]:
         if not math.isfinite(weights[name]):
             raise UserError(f"--reward-weights {item}: not name=number; write {name}=1.0")
     return weights
-
-
-def import_reward(path: str) -> RewardFunction:
-    """A reward function of the user's; what it raises is the user's to mend."""
-    function = import_function("--reward", path)
-
-    def guarded(completion: Transcript, task: Task) -> Any:
-        with code_of_the_user("--reward", path):
-            return function(completion, task)
-
-    return guarded
-
-
-def score(
-    rewards: Sequence[Reward], completion: Transcript, task: Task
-) -> tuple[dict[str, float], float]:
-    """Every function's raw score with its parts, and the weighted sum.
-
-    Raises `UserError` naming the function whose score is not a finite number.
-    """
-    scores: dict[str, float] = {}
-    for reward in rewards:
-        value = reward.function(completion, task)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"reward {reward.name} gave {value!r}; it must give a finite number")
-        scores[reward.name] = float(value)
-        scores |= value.parts if isinstance(value, Score) else {}
-    return scores, math.fsum(reward.weight * scores[reward.name] for reward in rewards)

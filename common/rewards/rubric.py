@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.own_code import anchored, code_of_the_user, import_function, names_own_code
+from common.own_code import anchored, names_own_code
 from common.rewards.checks import CHECKS
-from common.rewards.reward import RewardFunction, Score
-from common.rewards.transcript import Transcript
-from common.tasks.task import Task
+from common.rewards.outcome import Failure, Outcome, RewardFunction
+from common.rewards.own_function import BATCH_FORM, OwnFunction
 from common.yaml_file import read_yaml
 
 FLAG = "--rubric-file"
@@ -30,42 +29,52 @@ class Criterion:
     """One thing that is looked for."""
 
     name: str
-    function: RewardFunction
+    function: RewardFunction | OwnFunction
     weight: float = 1.0
     low: float = 0.0
     high: float = 1.0
 
-    def score(self, completion: Transcript, task: Task) -> float:
-        """The function's score, held within the range."""
-        value = self.function(completion, task)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(
-                f"{FLAG}, criterion {self.name}: gave {value!r}; it must give a finite number"
-            )
-        return float(min(max(value, self.low), self.high))
+    def clipped(self, score: float) -> float:
+        return float(min(max(score, self.low), self.high))
+
+    def scaled(self, score: float) -> float:
+        """A score within the range, as a share of it."""
+        return (score - self.low) / (self.high - self.low)
 
 
 @dataclass(frozen=True)
 class Rubric:
-    """A reward function that is the weighted mean of its criteria, each scaled to 0 to 1."""
+    """The weighted mean of criteria, each scaled to 0 to 1."""
 
     name: str
     criteria: Sequence[Criterion]
 
-    def __call__(self, completion: Transcript, task: Task) -> Score:
-        """The mean, with every criterion's score in its own range beside it."""
-        scores = [criterion.score(completion, task) for criterion in self.criteria]
-        scaled = [
-            (score - criterion.low) / (criterion.high - criterion.low)
-            for criterion, score in zip(self.criteria, scores, strict=True)
-        ]
-        weights = [criterion.weight for criterion in self.criteria]
-        total = math.fsum(w * s for w, s in zip(weights, scaled, strict=True))
+    def combined(self, outcomes: Sequence[Outcome]) -> tuple[Outcome, Mapping[str, float | None]]:
+        """The mean from what the criteria's functions say, and their scores, each in its own range.
+
+        A criterion that does not apply to the task counts for nothing; without any that counts, the
+        rubric does not apply. It fails where one of them does.
+        """
         names = [f"criteria/{self.name}/{criterion.name}" for criterion in self.criteria]
-        return Score(total / math.fsum(map(abs, weights)), dict(zip(names, scores, strict=True)))
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        scores = [
+            None if outcome is None or isinstance(outcome, Failure) else criterion.clipped(outcome)
+            for criterion, outcome in zip(self.criteria, outcomes, strict=True)
+        ]
+        parts = dict(zip(names, scores, strict=True))
+        if failures:
+            return failures[0], parts
+        applying = [
+            (criterion.weight, criterion.scaled(score))
+            for criterion, score in zip(self.criteria, scores, strict=True)
+            if score is not None
+        ]
+        weight = math.fsum(abs(weight) for weight, _ in applying)
+        total = math.fsum(weight * scaled for weight, scaled in applying)
+        return total / weight if weight else None, parts
 
 
-def load_rubric(path: Path, functions: Mapping[str, RewardFunction]) -> Rubric:
+def load_rubric(path: Path, functions: Mapping[str, RewardFunction | OwnFunction]) -> Rubric:
     """Read a rubric; `functions` are the experiment's own reward functions, by name.
 
     The user's own are `module:function`, or `file.py:function` from the rubric's directory, since a
@@ -110,7 +119,7 @@ def own_functions(path: Path) -> dict[str, str]:
 def _criterion(
     number: int,
     entry: Any,
-    functions: Mapping[str, RewardFunction],
+    functions: Mapping[str, RewardFunction | OwnFunction],
     directory: Path,
     mistakes: list[str],
 ) -> Criterion | None:
@@ -147,10 +156,10 @@ def _criterion(
 
 def _function(
     entry: Mapping[str, Any],
-    functions: Mapping[str, RewardFunction],
+    functions: Mapping[str, RewardFunction | OwnFunction],
     directory: Path,
     complain: Callable[[str, str], None],
-) -> RewardFunction | None:
+) -> RewardFunction | OwnFunction | None:
     """The function that an entry names, with its parameters."""
     if ("function" in entry) == ("check" in entry):
         complain("function", "give either this or `check`")
@@ -163,8 +172,7 @@ def _function(
         complain(field, f"{named!r} is unknown; there are {', '.join(known)}{own}")
         return None
     try:
-        path = anchored(named, directory)
-        function = import_function(FLAG, path) if is_own else known[named]
+        own = OwnFunction.load(FLAG, anchored(named, directory)) if is_own else None
     except UserError as error:
         complain(field, str(error))
         return None
@@ -172,7 +180,8 @@ def _function(
     if not isinstance(parameters, dict):
         complain("parameters", f"{parameters!r} is no mapping of names to values")
         return None
-    hints = inspect.signature(function).parameters
+    function = own or known[named]
+    hints = inspect.signature(_as_written(function)).parameters
     if problem := _problem_with(hints, parameters):
         complain("parameters", problem)
         return None
@@ -187,15 +196,25 @@ def _function(
         except (ValueError, re.error) as error:
             complain("parameters", " ".join(str(error).split()))
             return None
-    bound = partial(function, **parameters)
-    return _guarded(path, bound) if is_own else bound
+    if not isinstance(function, OwnFunction):
+        return partial(function, **parameters) if parameters else function
+    try:
+        return function.bound(**parameters)
+    except UserError as error:
+        complain(field, str(error))
+        return None
+
+
+def _as_written(function: RewardFunction | OwnFunction) -> Callable[..., Any]:
+    return function.function if isinstance(function, OwnFunction) else function
 
 
 def _problem_with(
     hints: Mapping[str, inspect.Parameter], parameters: Mapping[str, Any]
 ) -> str | None:
     """What keeps a function from being called with these parameters."""
-    known = {name: hint for name, hint in hints.items() if name not in ("completion", "task")}
+    judged = ("completion", "task", *BATCH_FORM)
+    known = {name: hint for name, hint in hints.items() if name not in judged}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return None
     for name, value in parameters.items():
@@ -217,14 +236,6 @@ def _fits(value: Any, wanted: str) -> bool:
 
 def _type_of(hint: inspect.Parameter) -> str:
     return str(getattr(hint.annotation, "__name__", hint.annotation))
-
-
-def _guarded(path: str, function: RewardFunction) -> RewardFunction:
-    def call(completion: Transcript, task: Task) -> Any:
-        with code_of_the_user(FLAG, path):
-            return function(completion, task)
-
-    return call
 
 
 def _is_finite(value: Any) -> bool:

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from common.rewards.transcript import DEFAULT_REASONING_TAG, Transcript
 from common.tasks.task import Task
 
 ANSWER_TAG = "answer"
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def looks_for_answer_tags(function: Function) -> Function:
+    """Declare that a function sees only what is in answer tags: where there are none, that is said.
+
+    What is measured of answer tags is measured in runs in which such a function says what is right.
+    """
+    vars(function)["looks_for_answer_tags"] = True
+    return function
 
 
 def split_thought(completion: str) -> tuple[str | None, str]:
@@ -43,6 +57,7 @@ def extract_tag(completion: str, tag: str) -> str | None:
     return inside.strip() if found else None
 
 
+@looks_for_answer_tags
 def format_exact(completion: str, task: Task) -> float:
     """1 for a thought in its tags, then an answer in its tags, and nothing else."""
     del task
@@ -57,6 +72,7 @@ def format_exact(completion: str, task: Task) -> float:
     )
 
 
+@looks_for_answer_tags
 def format_approx(completion: str, task: Task) -> float:
     """The share of four tags that are there: a thought's, and after it those of one answer."""
     del task

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from common.rewards.reward import Reward, score
+from common.rewards.judge import Judgement
 from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Completion, Generator, Request, generate
@@ -12,9 +13,9 @@ from common.rollout.sampling import Sampling, StreamKey
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
 from common.tasks.task import Task
 
-Correctness = Callable[[str, Task], bool]
 Conversation = tuple[Trajectory, Transcript]
 Converse = Callable[[Sequence[tuple[Task, StreamKey]]], list[Conversation]]
+Judging = Callable[[Sequence[Transcript], Sequence[Task]], list[Judgement]]
 
 
 def rollout(
@@ -24,22 +25,21 @@ def rollout(
     group_size: int,
     seed: int,
     converse: Converse,
-    rewards: Sequence[Reward],
-    is_correct: Correctness,
+    judge: Judging,
 ) -> list[Group]:
     """One group of scored conversations per task, in the order of the tasks.
 
-    `converse` holds a conversation about each task, with the random numbers of its stream.
+    `converse` holds a conversation about each task, with the random numbers of its stream; `judge`
+    says what each is worth.
     """
     openings = [
         (task, StreamKey(seed, step, task.task_id, member))
         for task in tasks
         for member in range(group_size)
     ]
-    rollouts = [
-        _scored(conversation, task, rewards, is_correct)
-        for (task, _), conversation in zip(openings, converse(openings), strict=True)
-    ]
+    conversations = converse(openings)
+    judgements = judge([text for _, text in conversations], [task for task, _ in openings])
+    rollouts = list(map(_judged, conversations, judgements))
     return [
         _group(task, rollouts[number * group_size : (number + 1) * group_size])
         for number, task in enumerate(tasks)
@@ -72,12 +72,14 @@ def as_segment(completion: Completion) -> Segment:
     return Segment(tuple(completion.token_ids), sampled=True, log_probs=tuple(completion.log_probs))
 
 
-def _scored(
-    conversation: Conversation, task: Task, rewards: Sequence[Reward], is_correct: Correctness
-) -> Rollout:
+def _judged(conversation: Conversation, judgement: Judgement) -> Rollout:
     trajectory, transcript = conversation
-    scores, reward = score(rewards, transcript, task)
-    return Rollout(trajectory, transcript, scores, reward, is_correct(transcript, task))
+    failure = None if trajectory.errored else judgement.failure
+    if failure:
+        trajectory = replace(trajectory, stop_reason=failure.kind)
+    return Rollout(
+        trajectory, transcript, judgement.scores, judgement.reward, judgement.correct, failure
+    )
 
 
 def _group(task: Task, rollouts: Sequence[Rollout]) -> Group:

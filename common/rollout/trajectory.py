@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 
+from common.rewards.outcome import Failure
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 
-# Why a conversation ends that was cut at a limit of tokens, and one that no one can be blamed for.
+# Why a conversation ends that was cut at a limit of tokens, and one that no one can be blamed for:
+# a tool broke it off, or a function of the user's could not say what it is worth.
 TRUNCATED = frozenset({"length", "context", "max_length"})
-ERRORED = frozenset({"tool_timeout", "error"})
+UNSCORED = frozenset({"reward_error", "reward_timeout"})
+ERRORED = frozenset({"tool_timeout", "error"}) | UNSCORED
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Trajectory:
 
     @property
     def errored(self) -> bool:
-        """Whether a tool broke it off."""
+        """Whether a tool broke it off, or a reward could not score it."""
         return self.stop_reason in ERRORED
 
     @property
@@ -99,11 +102,13 @@ class Rollout:
     trajectory: Trajectory
     completion: Transcript
     """What the policy wrote, decoded without turn delimiters."""
-    scores: Mapping[str, float]
-    """The raw score of every reward function."""
+    scores: Mapping[str, float | None]
+    """The raw score of every reward function; None where it does not apply to the task."""
     reward: float
     """The weighted sum of the scores."""
     correct: bool
+    failure: Failure | None = None
+    """Why it could not be scored."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ class Group:
     rollouts: Sequence[Rollout]
     advantages: Sequence[float] = field(default=())
     errored: Sequence[Rollout] = field(default=())
-    """Conversations that a tool broke off: counted, and neither compared nor learned from."""
+    """Conversations that a tool broke off, or that a reward could not score: counted, and neither
+    compared nor learned from."""
 
     @property
     def rewards(self) -> list[float]:

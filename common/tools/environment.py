@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.own_code import code_of_the_user, import_function
+from common.plain_number import finite_number
 from common.printable import storable
 from common.tasks.task import Task
 from common.tools.toolbox import Tool, make_tool
@@ -101,11 +101,12 @@ class Environment:
             return None
         with code_of_the_user(_FLAG, self._path):
             value = self._instance.get_reward()
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        number = finite_number(value)
+        if number is None:
             raise UserError(
                 f"{_FLAG} {self._path}: get_reward gave {value!r}; it must give a finite number"
             )
-        return float(value)
+        return number
 
     def close(self) -> None:
         """Nothing is asked of it any more. Does nothing the second time."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from common.errors import UserError
 
 ToolFunction = Callable[..., str | Awaitable[str]]
-SyncFunction = TypeVar("SyncFunction", bound=Callable[..., str])
+SyncFunction = TypeVar("SyncFunction", bound=Callable[..., object])
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,6 @@ class Tool:
     parameters: Mapping[str, inspect.Parameter]
     instant: bool = False
     """Whether it returns at once and depends on its arguments and its instance's state alone."""
-
-    @property
-    def is_async(self) -> bool:
-        return inspect.iscoroutinefunction(self.function)
 
     @property
     def main_parameter(self) -> str:
@@ -65,7 +61,8 @@ def instant(function: SyncFunction) -> SyncFunction:
     """Promise that a tool returns at once and depends on its arguments alone.
 
     A method of an environment may depend on the state of its instance, too. Such a tool runs in the
-    order of the conversations, so that runs repeat exactly, and has no limit of time.
+    order of the conversations, so that runs repeat exactly, and has no limit of time. The same
+    holds for a reward function, in the order of the completions.
     """
     vars(function)["instant"] = True
     return function

@@ -12,10 +12,10 @@ from common.algo.overlong import soft_overlong_penalty
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
 from common.models.load import check_positions, stop_token_ids
-from common.rewards.reward import Reward
+from common.rewards.judge import Judge
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import Generator, LocalGenerator
-from common.rollout.rollout import Conversation, Correctness, rollout, single_turn
+from common.rollout.generate import Generator, Interrupted, LocalGenerator
+from common.rollout.rollout import Conversation, rollout, single_turn
 from common.rollout.sampling import EVALUATION_STEP, Sampling
 from common.rollout.trajectory import Group, Trajectory
 from common.tasks.task import Task
@@ -31,13 +31,12 @@ class Collector:
         config: TrainConfig,
         model: transformers.PreTrainedModel,
         chat: ChatFormat,
-        rewards: Sequence[Reward],
-        is_correct: Correctness,
+        judge: Judge,
         interrupted: Callable[[], bool],
         ranks: Ranks = ALONE,
         converse: Callable[..., list[Conversation]] = single_turn,
     ) -> None:
-        """Once `interrupted` says so, sampling stops by raising `Interrupted`.
+        """Once `interrupted` says so, sampling and scoring stop by raising `Interrupted`.
 
         Tasks are split among the `ranks`, and every rank gets the groups of all. `converse` holds
         the conversations, in the manner of `single_turn`.
@@ -48,8 +47,8 @@ class Collector:
         self._config = config
         stop_ids = stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids
         self._chat = chat.ending_at(stop_ids)
-        self._rewards = rewards
-        self._is_correct = is_correct
+        self._judge = judge
+        self._interrupted = interrupted
         self._ranks = ranks
         self._converse = converse
         self.generator: Generator = LocalGenerator(
@@ -69,13 +68,13 @@ class Collector:
         any case, that optimizer batches and their schedule are as planned: where too few teach,
         first those whose rewards differ, then any.
 
-        A group of which a tool left fewer than two rollouts to compare is dropped: it has none.
-        Raises `UserError` if that is so of every group.
+        A group of which a tool or a reward left fewer than two rollouts to compare is dropped: it
+        has none. Raises `UserError` if that is so of every group.
         """
         config = self._config
         groups: list[Group] = []
         for drawn in draws_of_step(tasks, step, config):
-            rolled_out = self._rollout(drawn, step - 1, config.group_size)
+            rolled_out = self._rollout(drawn, step - 1, config.group_size, config.temperature)
             rolled_out = [g if len(g.rollouts) > 1 else _dropped(g) for g in rolled_out]
             if config.overlong == "penalty":
                 rolled_out = [self._penalised(group) for group in rolled_out]
@@ -117,17 +116,22 @@ class Collector:
 
         Raises `UserError` as `train` does.
         """
-        groups = self._rollout(tasks, EVALUATION_STEP, self._config.eval_group_size)
+        config = self._config
+        given = config.eval_temperature
+        temperature = config.temperature if given is None else given
+        groups = self._rollout(tasks, EVALUATION_STEP, config.eval_group_size, temperature)
         _check_scored(groups, "an evaluation")
         return groups
 
-    def _rollout(self, tasks: Sequence[Task], step: int, group_size: int) -> list[Group]:
+    def _rollout(
+        self, tasks: Sequence[Task], step: int, group_size: int, temperature: float
+    ) -> list[Group]:
         config = self._config
         converse = partial(
             self._converse,
             generator=self.generator,
             chat=self._chat,
-            sampling=Sampling(config.temperature, config.top_p),
+            sampling=Sampling(temperature, config.top_p),
             max_completion_tokens=config.max_completion_tokens,
         )
         work = partial(
@@ -136,10 +140,13 @@ class Collector:
             group_size=group_size,
             seed=config.seed,
             converse=converse,
-            rewards=self._rewards,
-            is_correct=self._is_correct,
+            judge=partial(self._judge, meanwhile=self._stop_if_interrupted),
         )
         return self._ranks.split(tasks, work)
+
+    def _stop_if_interrupted(self) -> None:
+        if self._interrupted():
+            raise Interrupted
 
 
 def _dropped(group: Group) -> Group:
@@ -148,7 +155,13 @@ def _dropped(group: Group) -> Group:
 
 def _check_scored(groups: Sequence[Group], where: str) -> None:
     if not any(group.rollouts for group in groups):
-        call = groups[0].errored[-1].completion.calls[-1]
+        last = groups[0].errored[-1]
+        if last.failure:
+            raise UserError(
+                f"{last.failure.source}: left no completion of {where} to compare, the last time: "
+                f"{last.failure.what}; {last.failure.remedy}, then --resume"
+            )
+        call = last.completion.calls[-1]
         raise UserError(
             f"tool {call.tool}: broke off the conversations of {where}, the last with "
             f"{call.reply!r}; mend it, then --resume"

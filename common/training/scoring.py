@@ -1,40 +1,103 @@
-"""The reward functions that a run's flags ask for."""
+"""What judges the completions of a run, as its flags ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
+from common.errors import UserError
 from common.flags.train_config import TrainConfig
-from common.rewards.reward import TEXT_REWARDS, Reward, RewardFunction, build_rewards, score
+from common.logger.logger import SAMPLE_COLUMNS
+from common.logger.metrics import TAKEN_BY_METRICS, reward_metric_names
+from common.logger.rollout_media import GENERATION_COLUMNS
+from common.own_code import function_name, names_own_code
+from common.rewards.judge import Judge, Notion
+from common.rewards.outcome import RewardFunction
+from common.rewards.own_function import OwnFunction
+from common.rewards.reward import TEXT_REWARDS, Reward, Scorer, build_rewards
 from common.rewards.rubric import load_rubric
 from common.rewards.tool_use import environment_reward
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 from common.tools.environment import EnvironmentFactory
 
+# The rewards that ask whether an answer is right: where the user says what is, with --correct, they
+# ask that.
+ASK_WHAT_IS_RIGHT = ("answer_check", "answer_correct")
 
-def load_rewards(
+
+def load_judge(
     config: TrainConfig,
     example: Task,
     say: Callable[[str], object],
-    functions: Mapping[str, RewardFunction] | None = None,
+    functions: Mapping[str, RewardFunction] | None,
+    is_correct: RewardFunction,
     environments: EnvironmentFactory | None = None,
-) -> list[Reward]:
-    """All reward functions, tried on an example: a user's own fails before the model is loaded.
+) -> Judge:
+    """All reward functions and the notion of right, tried on an example: a user's own fails before
+    the model is loaded.
 
     `functions` are the experiment's, by name; without them, those of the base experiment. What
-    `environments` give, if they do, is one more, called environment.
+    `environments` give, if they do, is one more, called environment. `is_correct` is what is right
+    unless `--correct` says otherwise.
 
     Raises `UserError` for names and weights that mean nothing, and for a function that fails.
     """
-    functions = dict(functions or TEXT_REWARDS)
+    known: dict[str, RewardFunction | OwnFunction]
+    known = {**(functions or TEXT_REWARDS)}
+    own_notion = None
+    if config.correct is not None and names_own_code(config.correct):
+        own_notion = OwnFunction.load("--correct", config.correct).bound()
+        known |= {name: own_notion for name in ASK_WHAT_IS_RIGHT if name in known}
     defaults: dict[str, float] = {}
     if environments is not None and environments.gives_reward:
-        functions["environment"], defaults["environment"] = environment_reward, 1.0
+        known["environment"], defaults["environment"] = environment_reward, 1.0
+    scorers: dict[str, Scorer] = {**known}
     if config.rubric_file is not None:
-        rubric = load_rubric(config.rubric_file, functions)
-        functions["rubric"], defaults["rubric"] = rubric, config.rubric_weight
+        rubric = load_rubric(config.rubric_file, known)
+        scorers["rubric"], defaults["rubric"] = rubric, config.rubric_weight
         say(f"Loaded rubric: {rubric.name} ({len(rubric.criteria)} criteria)")
-    rewards = build_rewards(functions, config.reward, config.reward_weights, defaults)
-    score(rewards, Transcript(""), example)
-    return rewards
+    _refuse_taken_names(config.reward)
+    rewards = build_rewards(scorers, config.reward, config.reward_weights, defaults)
+    _refuse_clashing_metrics(rewards)
+    if own_notion is not None:
+        notion = Notion(own_notion, config.correct_threshold)
+    elif config.correct is not None:
+        notion = Notion(_reward_named(config.correct, rewards), config.correct_threshold)
+    else:
+        notion = Notion(is_correct)
+    judge = Judge(rewards, notion, config.reward_timeout)
+    (judgement,) = judge([Transcript("")], [example])
+    if judgement.failure:
+        raise UserError(f"{judgement.failure.text}; {judgement.failure.remedy}")
+    return judge
+
+
+def _reward_named(name: str, rewards: Sequence[Reward]) -> Scorer:
+    for reward in rewards:
+        if reward.name == name:
+            return reward.function
+    raise UserError(
+        f"--correct {name}: there is no reward of that name; there are "
+        f"{', '.join(reward.name for reward in rewards)}, or module:function or file.py:function "
+        "of your own"
+    )
+
+
+def _refuse_taken_names(own_functions: Sequence[str]) -> None:
+    columns = {*SAMPLE_COLUMNS, *GENERATION_COLUMNS}
+    for path in own_functions:
+        name = function_name(path)
+        if name in columns or name in TAKEN_BY_METRICS:
+            what = "a column of the samples" if name in columns else "a metric"
+            raise UserError(f"--reward {path}: {what} is called {name}; rename your function")
+
+
+def _refuse_clashing_metrics(rewards: Sequence[Reward]) -> None:
+    counts = Counter(name for reward in rewards for name in reward_metric_names(reward.name))
+    for reward in reversed(rewards):
+        if twice := [name for name in reward_metric_names(reward.name) if counts[name] > 1]:
+            raise UserError(
+                f"--reward {reward.name}: its metric {twice[0]} is another reward's as well; "
+                "rename your function"
+            )

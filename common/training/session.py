@@ -25,8 +25,8 @@ from common.logger.logger import Logger
 from common.logger.metrics import (
     RunStatistics,
     batch_metrics,
-    evaluation_metrics,
     kept_metrics,
+    share_correct,
 )
 from common.logger.recorder import Recorder
 from common.logger.timer import Timer
@@ -34,9 +34,9 @@ from common.logger.tool_metrics import conversation_metrics, tool_evaluation_met
 from common.models.device import resolve_device
 from common.replay_buffer import Experience, LogProbModel, experiences_from, with_log_probs
 from common.rewards.answers import is_correct as is_right_answer
-from common.rewards.reward import RewardFunction
+from common.rewards.judge import Judge
+from common.rewards.outcome import RewardFunction
 from common.rollout.generate import Interrupted
-from common.rollout.rollout import Correctness
 from common.rollout.tool_chat import ToolChat
 from common.rollout.trajectory import Group
 from common.run.checkpoint import Checkpoints, read_checkpoint
@@ -53,7 +53,8 @@ from common.training.open_logger import open_logger
 from common.training.policy_and_reference import load_models
 from common.training.prompts import leave_out_overlong, warnings_about_repeats
 from common.training.ranks import ALONE, Ranks
-from common.training.scoring import load_rewards
+from common.training.remarks import remarks
+from common.training.scoring import load_judge
 from common.training.seeding import seed_everything
 from common.training.state import TrainingState
 from common.training.talk import talk_with_run
@@ -69,16 +70,17 @@ def open_session(
     config: TrainConfig,
     *,
     rewards: Mapping[str, RewardFunction] | None = None,
-    is_correct: Correctness = is_right_answer,
+    is_correct: RewardFunction = is_right_answer,
     tools: Mapping[str, ToolFunction] | None = None,
     accelerator: Accelerator | None = None,
 ) -> Iterator[Session]:
     """Load all that the flags name, start or resume the run, and close it when the script is done.
 
-    `rewards` are the experiment's reward functions by name (without them those of text), and
-    `tools` those that the policy may call, for a config with the flags of conversations. Under
-    `accelerate launch` the run is one of several processes; `accelerator` is the script's own, if
-    it has one. With `--chat` there is a talk with a run's policy in place of the block.
+    `rewards` are the experiment's reward functions by name (without them those of text),
+    `is_correct` is its notion of a right answer, and `tools` are those that the policy may call,
+    for a config with the flags of conversations. Under `accelerate launch` the run is one of
+    several processes; `accelerator` is the script's own, if it has one. With `--chat` there is a
+    talk with a run's policy in place of the block.
 
     A signal ends the block early: what has been done is saved, and the process exits with 128 and
     the signal's number. Raises `UserError` for whatever a user can correct, most of it before
@@ -97,7 +99,7 @@ def open_session(
     say = partial(console.out, highlight=False)
     if chat.warning:
         say(chat.warning)
-    reward_functions = load_rewards(config, train_tasks[0], console.out, rewards, environments)
+    judge = load_judge(config, train_tasks[0], say, rewards, is_correct, environments)
     train_tasks, held_out = leave_out_overlong(config, chat, train_tasks, held_out, say)
     for warning in warnings_about_repeats(config, train_tasks, held_out):
         say(warning)
@@ -113,8 +115,7 @@ def open_session(
         config,
         policy.model,
         chat,
-        reward_functions,
-        is_correct,
+        judge,
         interruption.signalled,
         ranks,
         how_to_converse(config, chat),
@@ -136,6 +137,8 @@ def open_session(
             held_out,
             ranks=ranks,
             reference=reference,
+            judge=judge,
+            has_tools=isinstance(chat, ToolChat) and bool(chat.toolbox),
             collector=collector,
             run=run,
             state=state,
@@ -164,6 +167,9 @@ class Session:
     ranks: Ranks
     """The processes of the run; one that runs alone has one."""
     reference: LogProbModel | None
+    judge: Judge
+    has_tools: bool
+    """Whether the policy has any to call."""
     collector: Collector
     run: Run
     state: TrainingState
@@ -202,7 +208,11 @@ class Session:
         """The groups of scored completions that a step learns from, those of all ranks."""
         with self.timer("rollout"):
             groups, self.left_out = self.collector.train(self.train_tasks, step)
-            return groups
+        if step == 1:
+            drawn = [*groups, *self.left_out]
+            for remark in remarks(drawn, self.judge.looking_for_tags, self.has_tools):
+                self.logger.say(f"warning: {remark}")
+        return groups
 
     def score(self, groups: Sequence[Group]) -> list[Experience]:
         """What there is to learn from, with the log-probs of the policy and of its reference."""
@@ -242,11 +252,11 @@ class Session:
         is_apart = [bool(column and group.task.columns.get(column)) for group in groups]
         kept = [group for group, other in zip(groups, is_apart, strict=True) if not other]
         apart = [group for group, other in zip(groups, is_apart, strict=True) if other]
-        metrics = self.statistics.add_evaluation(kept)
+        metrics = self.statistics.add_evaluation(kept, tags=self.judge.right_in_tags)
         if isinstance(self.config, MultiTurnConfig):
             metrics |= tool_evaluation_metrics(kept)
-        if apart:
-            metrics[f"eval/accuracy_{column}"] = evaluation_metrics(apart)["eval/accuracy"]
+        if any(group.rollouts for group in apart):
+            metrics[f"eval/accuracy_{column}"] = share_correct(apart)
         self.logger.log_batch(step, metrics)
         self.logger.log_samples(step, groups[:3], "held out")
         self.logger.log_errored(step, groups)

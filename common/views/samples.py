@@ -18,7 +18,10 @@ from common.run.files import read_rows
 
 _STYLES = {"user": "bold", "assistant": "green", "tool": "cyan"}
 _OWN_LINE = frozenset(
-    ("step", "split", "question", "completion", "ground_truth", "conversation", "calls")
+    (
+        *("step", "split", "question", "completion", "ground_truth"),
+        *("conversation", "calls", "failure"),
+    )
 )
 
 
@@ -75,6 +78,8 @@ def lines_of(row: Mapping[str, Any]) -> Iterator[Text]:
     for call in row.get("calls", []):
         if call["outcome"] != "answered":
             yield failure_line(call["outcome"], call["tool"], call["reply"])
+    if "failure" in row:
+        yield _line(f"not scored  {row['failure']}", "red")
     scores = "  ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in row.items()

@@ -9,9 +9,15 @@ from common.printable import printable
 from common.run.directory import Run
 from common.run.files import read_rows
 
+_ACHIEVED = (
+    ("accuracy", "eval/accuracy", "{:.1%}"),
+    ("return", "eval/returns_mean", "{:.3f}"),
+    ("answer tags", "eval/format_rate", "{:.1%}"),
+)
+
 
 def before_and_after(run: Run) -> str:
-    """Held-out accuracy of the first and the last evaluation, and completions from both.
+    """Held-out accuracy and return of the first and the last evaluation, and completions of both.
 
     Empty in a process that does not write the run, and cannot know whether the rows are there yet.
     """
@@ -24,8 +30,12 @@ def before_and_after(run: Run) -> str:
     first, last = evaluations[0], evaluations[-1]
     lines = [
         "",
-        f"held-out accuracy {first['eval/accuracy']:.1%} -> {last['eval/accuracy']:.1%}, "
-        f"answer tags {first['eval/format_rate']:.1%} -> {last['eval/format_rate']:.1%}",
+        "held-out "
+        + ", ".join(
+            f"{title} {template.format(first[name])} -> {template.format(last[name])}"
+            for title, name, template in _ACHIEVED
+            if name in first and name in last
+        ),
     ]
     samples = [row for row in read_rows(directory.samples_file) if row.get("split") == "held out"]
     by_task: dict[tuple[str, str], list[str]] = {}

@@ -19,6 +19,7 @@ from common.logger.metrics import (
     rollout_metrics,
 )
 from common.replay_buffer import Experience, ExperienceBatch
+from common.rewards.outcome import Failure
 from common.rewards.transcript import Transcript
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
 from common.tasks.task import Task
@@ -60,6 +61,7 @@ def test_rollout_metrics():
         "advantages_std": 0.5,
         "total_rollouts": 6,
         "errors": 0,
+        "reward_errors": 0,
         "dropped_groups": 0,
         "completion_tokens_mean": 19 / 6,
         "completion_tokens_min": 1,
@@ -330,22 +332,49 @@ def test_evaluation_metrics():
         make_group(make_rollout(1.0, True, text=tagged), make_rollout(0.0, text=tagged)),
         make_group(make_rollout(0.0), make_rollout(0.0, text=tagged)),
     ]
-    assert evaluation_metrics(groups) == {
+    metrics = evaluation_metrics(groups, tags=True)
+    assert metrics == {
         "eval/samples": 4.0,
         "eval/errors": 0.0,
         "eval/accuracy": 0.25,
         "eval/format_rate": 0.75,
         "eval/accuracy_tagged": pytest.approx(1 / 3),
         "eval/returns_mean": 0.25,
+        "eval/a_mean": 0.25,
         "eval/completion_tokens_mean": 2.0,
         "eval/pass_at_k": 0.5,
     }
+    of_tags = {"eval/format_rate", "eval/accuracy_tagged"}
+    assert set(evaluation_metrics(groups, tags=False)) == set(metrics) - of_tags
     single = [make_group(make_rollout(0.0))]
-    assert set(evaluation_metrics(single)) == {
+    assert set(evaluation_metrics(single, tags=True)) == {
         "eval/samples",
         "eval/errors",
         "eval/accuracy",
         "eval/format_rate",
         "eval/returns_mean",
+        "eval/a_mean",
         "eval/completion_tokens_mean",
     }
+
+
+def test_a_score_counts_where_it_applies():
+    """Of four completions, `b` applies to two, and `never` to none."""
+    scores = [{"a": 1.0, "b": b, "never": None} for b in (0.5, None, 1.5, None)]
+    group = make_group(*(replace(make_rollout(1.0), scores=one) for one in scores))
+    statistics = RunStatistics()
+    metrics = statistics.add_batch([group])
+    assert metrics["rewards/a_mean"] == 1
+    assert (metrics["rewards/b_mean"], metrics["rewards/b_min"]) == (1.0, 0.5)
+    assert statistics.final(1)["final/b_total_samples"] == 2
+    evaluation = evaluation_metrics([group], tags=False)
+    assert (evaluation["eval/a_mean"], evaluation["eval/b_mean"]) == (1.0, 1.0)
+    assert not any("never" in name for name in (*metrics, *evaluation, *statistics.final(1)))
+
+
+def test_what_a_reward_failed_on_is_counted_apart():
+    failed = replace(make_rollout(0.0, stop="reward_error"), failure=Failure("--reward a", "no"))
+    broken = make_rollout(0.0, stop="error")
+    group = replace(make_group(make_rollout(1.0)), errored=[failed, failed, broken])
+    metrics = rollout_metrics([group], [])
+    assert (metrics["rollouts/errors"], metrics["rollouts/reward_errors"]) == (3, 2)

@@ -29,6 +29,7 @@ from common.models.tiny.recipe import (
 from common.models.tiny.search import UNRELIABLE, SearchStudent, lessons
 from common.models.tiny.tokenizer import END_ID, PAD_ID, TAG_TOKENS, build_tokenizer
 from common.rewards.answers import is_correct, is_tagged
+from common.rewards.judge import Judge, Notion
 from common.rewards.tags import format_exact
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator
@@ -108,8 +109,7 @@ def test_the_student_is_as_unreliable_as_promised(tokenizer):
             sampling=Sampling(1.0, 1.0),
             max_completion_tokens=64,
         ),
-        rewards=[],
-        is_correct=is_correct,
+        judge=Judge([], Notion(is_correct)),
     )
     completions = [group.rollouts[0] for group in groups]
     assert 0.30 < sum(rollout.correct for rollout in completions) / 512 < 0.50

@@ -1,14 +1,18 @@
-import math
-
 import pytest
 
 from common.errors import UserError
-from common.rewards.reward import TEXT_REWARDS, Reward, build_rewards, score
+from common.rewards.answers import is_correct
+from common.rewards.judge import Judge, Notion
+from common.rewards.reward import TEXT_REWARDS, build_rewards
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 
 TASK = Task(0, "What is 1+1?", "2", {"bonus": 3})
 FUNCTIONS = TEXT_REWARDS
+
+
+def judged(rewards, text):
+    return Judge(rewards, Notion(is_correct))([Transcript(text)], [TASK])[0]
 
 
 def test_the_default_weights_sum_by_hand():
@@ -21,8 +25,8 @@ def test_the_default_weights_sum_by_hand():
         "format_exact": 0.1,
         "format_approx": 0.0,
     }
-    scores, total = score(rewards, Transcript("<think>a</think><answer>2</answer>"), TASK)
-    assert scores == {
+    right = judged(rewards, "<think>a</think><answer>2</answer>")
+    assert right.scores == {
         "answer_check": 1.0,
         "number_check": 1.0,
         "last_number": 1.0,
@@ -30,8 +34,9 @@ def test_the_default_weights_sum_by_hand():
         "format_exact": 1.0,
         "format_approx": 1.0,
     }
-    assert total == pytest.approx(1.1)
-    assert score(rewards, Transcript("2"), TASK)[1] == 0
+    assert (right.reward, right.correct) == (pytest.approx(1.1), True)
+    untagged = judged(rewards, "2")
+    assert (untagged.reward, untagged.correct) == (0, False)
 
 
 def test_a_users_function_sees_the_other_columns(tmp_path, monkeypatch):
@@ -42,10 +47,10 @@ def test_a_users_function_sees_the_other_columns(tmp_path, monkeypatch):
     rewards = build_rewards(FUNCTIONS, ["my_rewards:bonus"], "answer_check=0.5")
     assert rewards[-1].name == "bonus"
     assert rewards[-1].weight == 1.0
-    assert score(rewards, Transcript("abcd"), TASK)[1] == 12
+    assert judged(rewards, "abcd").reward == 12
     named = build_rewards(FUNCTIONS, ["my_rewards.py:bonus"], "bonus=0.25")
     assert named[-1].name == "bonus"
-    assert score(named, Transcript("abcd"), TASK)[1] == 3
+    assert judged(named, "abcd").reward == 3
 
 
 @pytest.mark.parametrize(
@@ -61,7 +66,7 @@ def test_a_users_function_sees_the_other_columns(tmp_path, monkeypatch):
         (["no_such_module:f"], "answer_check=1", "no module 'no_such_module'"),
         (["math:nope"], "answer_check=1", "math has no function 'nope'"),
         (["no/such.py:f"], "answer_check=1", "--reward no/such.py:f: no such file"),
-        (["math:floor", "math:floor"], "", "--reward floor: that name is taken; rename"),
+        (["math:fmod", "cmath:fmod"], "", "--reward cmath:fmod: there is another reward called"),
     ],
 )
 def test_mistakes_are_named_in_one_line(own, weights, complaint):
@@ -69,9 +74,3 @@ def test_mistakes_are_named_in_one_line(own, weights, complaint):
         build_rewards(FUNCTIONS, own, weights)
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, "1", None])
-def test_a_score_that_is_no_finite_number_is_an_error_and_not_a_zero(value):
-    with pytest.raises(UserError, match="reward odd gave"):
-        score([Reward("odd", lambda completion, task: value, 1.0)], Transcript(""), TASK)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.rewards.reward import TEXT_REWARDS, Reward, score
-from common.rewards.rubric import load_rubric, own_functions
+from common.rewards.judge import Judge, Judgement, Notion
+from common.rewards.reward import TEXT_REWARDS, Reward
+from common.rewards.rubric import Rubric, load_rubric, own_functions
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 from common.yaml_file import read_yaml
@@ -43,12 +44,26 @@ OWN = """
 def marks(completion, task, full):
     return full if completion.endswith("</answer>") else 0
 
+def some(completions, tasks, low=0):
+    return [None if "six" in completion else low for completion in completions]
+
 def broken(completion, task):
     raise KeyError("no such thing")
+
+def halves(completions, task):
+    return 0.0
 
 def endless(completion, task):
     return float("inf")
 """
+
+
+NEVER = Notion(lambda completion, task: False)
+
+
+def judged(rubric: Rubric, completion: Transcript) -> Judgement:
+    """With weight 0.5."""
+    return Judge([Reward("rubric", rubric, 0.5)], NEVER)([completion], [TASK])[0]
 
 
 @pytest.fixture
@@ -68,24 +83,32 @@ def load(tmp_path, monkeypatch):
 def test_the_weighted_mean_of_scaled_criteria(load):
     """(2 * 1 + 1 * 1 - 1 * 0 + 0.5 * 1) / (2 + 1 + 1 + 0.5) where all but the third are met."""
     rubric = load(RUBRIC)
-    assert rubric(RIGHT, TASK) == pytest.approx(3.5 / 4.5)
-    assert rubric(RIGHT, TASK).parts == {
+    judgement = judged(rubric, RIGHT)
+    assert judgement.scores == {
+        "rubric": pytest.approx(3.5 / 4.5),
         "criteria/careful/right": 1.0,
         "criteria/careful/short": 1.0,
         "criteria/careful/no_shouting": 0.0,
         "criteria/careful/marks": 5.0,
     }
-    wordy = Transcript("<answer> IT is 6</answer> as ABC says")
+    wordy = judged(rubric, Transcript("<answer> IT is 6</answer> as ABC says"))
     # Partial credit 0.5 for an answer that contains the oracle's; marks 0 is held at 1, which is 0.
-    assert rubric(wordy, TASK) == pytest.approx((2 * 0.5 + 0 - 1 + 0) / 4.5)
-    assert rubric(wordy, TASK).parts["criteria/careful/marks"] == 1.0
+    assert wordy.scores["rubric"] == pytest.approx((2 * 0.5 + 0 - 1 + 0) / 4.5)
+    assert wordy.scores["criteria/careful/marks"] == 1.0
+    assert (judgement.reward, wordy.reward) == pytest.approx((0.5 * 3.5 / 4.5, 0.0))
 
 
-def test_its_parts_are_scores_of_the_rollout_and_it_counts_with_its_weight(load):
-    rewards = [Reward("rubric", load(RUBRIC), 0.5)]
-    scores, total = score(rewards, RIGHT, TASK)
-    assert set(scores) == {"rubric", *load(RUBRIC)(RIGHT, TASK).parts}
-    assert total == pytest.approx(0.5 * 3.5 / 4.5)
+def test_a_criterion_that_does_not_apply_counts_for_nothing(load):
+    """(1 * 1 + 3 * 0.5) / 4 where both apply; 1 / 1 without the second; nothing without any."""
+    rubric = load(
+        "name: r\ncriteria:\n  - {name: a, function: 'own_criteria:some', weight: 3, parameters: "
+        "{low: 0.5}}\n  - {name: b, check: length}\n"
+    )
+    both, one = judged(rubric, RIGHT), judged(rubric, Transcript("six"))
+    assert both.scores == {"rubric": 0.625, "criteria/r/a": 0.5, "criteria/r/b": 1.0}
+    assert one.scores == {"rubric": 1.0, "criteria/r/a": None, "criteria/r/b": 1.0}
+    alone = judged(load("criteria: [{name: a, function: 'own_criteria:some'}]"), Transcript("six"))
+    assert (alone.scores["rubric"], alone.reward, alone.failure) == (None, 0.0, None)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +138,7 @@ def test_its_parts_are_scores_of_the_rollout_and_it_counts_with_its_weight(load)
 )
 def test_checks(load, check, completion, expected):
     rubric = load(f"name: r\ncriteria:\n  - name: c\n    {check}\n")
-    assert rubric(Transcript(completion), TASK) == expected
+    assert judged(rubric, Transcript(completion)).scores["rubric"] == expected
 
 
 @settings(max_examples=25)
@@ -127,7 +150,8 @@ def test_any_text_scores_between_the_sums_of_the_signed_weights(tmp_path_factory
         for i, weight in enumerate(weights)
     )
     path.write_text(f"name: r\ncriteria:\n{entries}")
-    value = load_rubric(path, {})(Transcript(text), TASK)
+    value = judged(load_rubric(path, {}), Transcript(text)).scores["rubric"]
+    assert value is not None
     assert -1 - 1e-9 <= value <= 1 + 1e-9
 
 
@@ -178,6 +202,10 @@ def test_any_text_scores_between_the_sums_of_the_signed_weights(tmp_path_factory
             "criteria: [{name: a, function: 'own_criteria:marks', parameters: {most: 1}}]",
             ["criterion a, parameters: 'most' is unknown; there are full"],
         ),
+        (
+            "criteria: [{name: a, function: 'own_criteria:halves'}]",
+            ["criterion a, function: --rubric-file own_criteria:halves: takes (completions, task)"],
+        ),
         ("criteria: [{name: a, name: b}]", ["line 1: not valid YAML ('name' is there twice)"]),
     ],
 )
@@ -195,9 +223,11 @@ def test_every_mistake_is_a_line_that_names_criterion_and_field(load, text, comp
 )
 def test_a_function_of_the_users_that_fails_is_named(load, function, complaint):
     rubric = load(f"criteria: [{{name: a, function: 'own_criteria:{function}'}}]")
-    with pytest.raises(UserError, match="--rubric-file") as caught:
-        rubric(RIGHT, TASK)
-    assert complaint in str(caught.value)
+    judgement = judged(rubric, RIGHT)
+    assert judgement.failure is not None
+    assert judgement.failure.text.startswith(f"--rubric-file own_criteria:{function}: ")
+    assert complaint in judgement.failure.text
+    assert judgement.scores == {"rubric": None, "criteria/rubric/a": None}
 
 
 def test_a_file_of_the_users_is_found_from_the_rubric(load, tmp_path, monkeypatch):
@@ -207,7 +237,8 @@ def test_a_file_of_the_users_is_found_from_the_rubric(load, tmp_path, monkeypatc
     )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert load(rubric).criteria[0].score(RIGHT, TASK) == 1
+    judge = Judge([Reward("rubric", load(rubric), 1.0)], NEVER)
+    assert judge([RIGHT], [TASK])[0].scores["criteria/rubric/a"] == 1
     path = tmp_path / "rubric.yaml"
     assert own_functions(path) == {
         "own_criteria.py:marks": f"{tmp_path}/own_criteria.py:marks",

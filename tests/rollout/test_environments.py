@@ -14,6 +14,7 @@ import torch
 from common.errors import UserError
 from common.models.load import load_tokenizer
 from common.models.tiny.tokenizer import END_ID
+from common.rewards.judge import Judge, Notion
 from common.rewards.reward import Reward
 from common.rewards.tool_use import environment_reward, tool_execution
 from common.rollout.generate import Completion, Generator, Interrupted, LocalGenerator, Request
@@ -246,8 +247,7 @@ def test_its_reward_is_one_among_others_and_travels_without_it():
         group_size=3,
         seed=1,
         converse=lambda openings: converse(openings, writes(*turns)),
-        rewards=rewards,
-        is_correct=lambda completion, task: False,
+        judge=Judge(rewards, Notion(lambda completion, task: False)),
     )
     assert [r.scores for r in group.rollouts] == [
         {"environment": 1.0, "tool_execution": 1.0},

@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 
 from common.rewards.answers import is_correct
+from common.rewards.judge import Judge, Notion
 from common.rewards.reward import TEXT_REWARDS, build_rewards
 from common.rollout.chat import ChatFormat, ChatOptions
 from common.rollout.rollout import rollout, single_turn
@@ -22,7 +23,7 @@ def scripted(tokenizer) -> ScriptedGenerator:
     return scripted_lines(lines, tokenizer.eos_token_id)
 
 
-def run(generator, tokenizer, rewards=REWARDS, max_new_tokens=64, chat=None):
+def run(generator, tokenizer, max_new_tokens=64, chat=None):
     return rollout(
         TASKS,
         step=5,
@@ -35,8 +36,7 @@ def run(generator, tokenizer, rewards=REWARDS, max_new_tokens=64, chat=None):
             sampling=Sampling(1.0, 1.0),
             max_completion_tokens=max_new_tokens,
         ),
-        rewards=rewards,
-        is_correct=is_correct,
+        judge=Judge(REWARDS, Notion(is_correct)),
     )
 
 

@@ -189,7 +189,7 @@ def test_an_async_tool_that_blocks_or_wants_to_exit_ends_its_own_conversation_al
 
 
 def test_more_calls_than_threads_wait_for_their_turn(monkeypatch):
-    monkeypatch.setattr("common.tools.runner.MOST_THREADS", 4)
+    monkeypatch.setattr("common.background.MOST_THREADS", 4)
     runner = ToolRunner(TOOLBOX, timeout=0.5)
     for number in range(12):
         runner.start(number, call("sleep", seconds=0.3))

@@ -1,5 +1,6 @@
 """Dynamic sampling and overlong handling, with completions from a script."""
 
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -12,10 +13,12 @@ from common.flags.train_config import TrainConfig, resolve_defaults
 from common.models.load import ModelOptions, load_policy
 from common.replay_buffer import experiences_from, with_advantages
 from common.rewards.answers import is_correct
+from common.rewards.judge import Judge, Notion
+from common.rewards.own_function import OwnFunction
 from common.rewards.reward import Reward
 from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import Completion, Request
+from common.rollout.generate import Completion, Interrupted, Request
 from common.rollout.rollout import single_turn
 from common.rollout.trajectory import Segment, Trajectory
 from common.tasks.task import Task
@@ -45,13 +48,15 @@ def length_reward(completion: str, task: Task) -> float:
     return float(len(completion))
 
 
-def collect(tokenizer, converse=single_turn, is_right=is_correct, **flags):
+LENGTH = Judge([Reward("length", length_reward, 1.0)], Notion(is_correct))
+
+
+def collect(tokenizer, converse=single_turn, judge=LENGTH, interrupted=lambda: False, **flags):
     settings = {"rollouts_per_step": 3, "group_size": 4, "max_completion_tokens": 8, **flags}
     config = resolve_defaults(Config(**settings), bundled=True)
     model = load_policy(ModelOptions("tiny", torch.device("cpu")))
-    rewards = [Reward("length", length_reward, 1.0)]
     chat = ChatFormat(tokenizer, "")
-    collector = Collector(config, model, chat, rewards, is_right, lambda: False, ALONE, converse)
+    collector = Collector(config, model, chat, judge, interrupted, ALONE, converse)
     generator = collector.generator = ScriptedGenerator(complete)
     return collector, generator
 
@@ -92,7 +97,8 @@ def test_dynamic_sampling_goes_by_right_answers_unless_it_is_told_to_go_by_rewar
 
     def kept_by(what: str) -> tuple[list[int], list[int]]:
         flags = {"dynamic_sampling": 4, "dynamic_sampling_by": what, "rollouts_per_step": 3}
-        collector, _ = collect(tokenizer, sometimes_right, is_right, **flags)
+        judge = Judge(LENGTH.rewards, Notion(is_right))
+        collector, _ = collect(tokenizer, sometimes_right, judge, **flags)
         kept, others = collector.train(TASKS, 1)
         return [g.task.task_id for g in kept], [g.task.task_id for g in others]
 
@@ -153,10 +159,12 @@ def test_the_overlong_penalty_counts_what_the_length_of_the_sequence_cuts(tokeni
     (prompt,) = {len(ChatFormat(tokenizer, "").prompt_ids(task.question)) for task in TASKS[:10]}
     flags = {"max_length": prompt + 3, "rollouts_per_step": 10}
     converse = partial(cut_at_length, max_length=prompt + 3)
-    collector, _ = collect(tokenizer, converse, overlong="penalty", overlong_buffer=2 / 3, **flags)
+    collector, _ = collect(
+        tokenizer, converse, LENGTH, overlong="penalty", overlong_buffer=2 / 3, **flags
+    )
     groups, _ = collector.train(TASKS[:10], 1)
     penalties = [
-        [rollout.reward - rollout.scores["length"] for rollout in group.rollouts]
+        [rollout.reward - len(rollout.completion) for rollout in group.rollouts]
         for group in groups
         if group.task.task_id % 2 == 0
     ]
@@ -194,6 +202,71 @@ def test_masked_overlong_completions_have_no_token_to_learn_from(tokenizer):
         _, learned = with_advantages(groups, all_tokens, lambda batch: batch.rewards)
         first = [float(one.advantages[0]) for one in learned if one.advantages is not None]
         assert first == [reward for group in groups for reward in group.rewards]
+
+
+def test_evaluation_has_a_temperature_of_its_own(tokenizer):
+    asked: list[float] = []
+
+    def converse(openings, *, generator, chat, sampling, max_completion_tokens):
+        asked.append(sampling.temperature)
+        return single_turn(
+            openings,
+            generator=generator,
+            chat=chat,
+            sampling=sampling,
+            max_completion_tokens=max_completion_tokens,
+        )
+
+    for eval_temperature in (None, 0.0, 0.3):
+        flags = {"temperature": 0.7, "eval_temperature": eval_temperature}
+        collector, _ = collect(tokenizer, converse, LENGTH, **flags)
+        collector.train(TASKS, 1)
+        collector.evaluate(TASKS[:1])
+    assert asked == [0.7, 0.7, 0.7, 0.0, 0.7, 0.3]
+
+
+def failing_on(*answers: str) -> Judge:
+    """With a reward that fails on the completions of some tasks, but on none of length 2."""
+
+    def picky(completion: str, task: Task) -> float:
+        if task.answer in answers and len(completion) != 2:
+            raise ConnectionError("no judge")
+        return float(len(completion))
+
+    own = OwnFunction("--reward", "my.py:picky", picky)
+    return Judge([Reward("picky", own, 1.0)], Notion(is_correct))
+
+
+def test_what_a_reward_fails_on_is_counted_and_not_learned_from(tokenizer):
+    """Task 0's members have lengths 1 to 4: one is scored, which has nothing to compare with."""
+    collector, _ = collect(tokenizer, judge=failing_on("1"), rollouts_per_step=12)
+    groups = {group.task.task_id: group for group in collector.train(TASKS, 1)[0]}
+    assert [len(groups[number].rollouts) for number in (0, 1, 2)] == [0, 4, 4]
+    errored = groups[0].errored
+    assert [rollout.trajectory.stop_reason for rollout in errored] == ["reward_error"] * 3
+    assert all(r.failure and "ConnectionError: no judge" in r.failure.text for r in errored)
+    assert {name: s for r in errored for name, s in r.scores.items()} == {"picky": None}
+
+
+def test_a_reward_that_fails_on_everything_stops_the_run(tokenizer):
+    collector, _ = collect(tokenizer, judge=failing_on("2", "4"), rollouts_per_step=2)
+    odd = [TASKS[1], TASKS[3]]
+    with pytest.raises(UserError) as caught:
+        collector.train(odd, 1)
+    said = str(caught.value)
+    assert said.startswith("--reward my.py:picky: left no completion of step 1 to compare, the la")
+    assert "raised ConnectionError: no judge" in said
+    assert said.endswith("; mend it, then --resume")
+
+
+def test_a_signal_ends_the_wait_for_rewards(tokenizer):
+    own = OwnFunction("--reward", "my.py:slow", lambda completion, task: time.sleep(20))
+    judge = Judge([Reward("slow", own, 1.0)], Notion(is_correct))
+    collector, _ = collect(tokenizer, judge=judge, interrupted=lambda: True)
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        collector.train(TASKS, 1)
+    assert time.monotonic() - started < 5
 
 
 def breaking(openings, *, generator, chat, sampling, max_completion_tokens):

@@ -16,7 +16,7 @@ from common.flags.train_config import TrainConfig
 from common.views.compare.runs import ComparedRun
 
 # A run with other evaluations, or of another length, is another run to whoever compares.
-_COMPARED = {"max_steps", "eval_interval", "eval_samples", "eval_group_size"}
+_COMPARED = {"max_steps", "eval_interval", "eval_samples", "eval_group_size", "eval_temperature"}
 # Digests and the like, of which a few characters tell two apart.
 _SHOWN_OF_A_DIGEST = 9
 

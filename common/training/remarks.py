@@ -1,0 +1,31 @@
+"""What the first batch of a run shows that nobody would see in its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from common.rewards.answers import is_tagged
+from common.rollout.trajectory import Group
+
+
+def remarks(
+    groups: Sequence[Group], looking_for_tags: Sequence[str], has_tools: bool
+) -> Iterator[str]:
+    """Sentences on what is there in none of the completions, though something looks for it.
+
+    `looking_for_tags` are the names of what sees nothing but answer tags; `has_tools` says whether
+    the policy has any to call.
+    """
+    rollouts = [rollout for group in groups for rollout in (*group.rollouts, *group.errored)]
+    texts = [rollout.completion for rollout in rollouts]
+    if looking_for_tags and not any(map(is_tagged, texts)):
+        yield (
+            f"0 of {len(texts)} completions have answer tags, and nothing else is seen by "
+            f"{', '.join(looking_for_tags)}; ask for <answer> </answer> with --system-prompt, or "
+            "say with --reward what counts and with --correct what is right"
+        )
+    if has_tools and not any(text.calls for text in texts):
+        yield (
+            f"no completion called a tool (0 of {len(texts)}); say how with --system-prompt, or "
+            "choose the --tool-format that the model knows"
+        )
