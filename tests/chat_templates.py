@@ -57,6 +57,35 @@ QWEN3_TEMPLATE = (
     f"{_QWEN_TOOL}{{%- endif -%}}{{%- endfor -%}}{_QWEN_OPENING}"
 )
 
+# Tools are shown in XML, and so are calls.
+QWEN3_CODER_TEMPLATE = (
+    "{%- if tools -%}<|im_start|>system\n"
+    "{{- messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' -}}"
+    "# Tools\n<tools>{% for tool in tools %}\n<function>\n<name>{{ tool.function.name }}</name>"
+    "\n<description>{{ tool.function.description }}</description>\n</function>{% endfor %}"
+    "\n</tools>"
+    "\nCall one like this:\n<tool_call>\n<function=name>\n<parameter=x>\nvalue\n</parameter>\n"
+    "</function>\n</tool_call><|im_end|>\n"
+    "{% elif messages[0]['role'] == 'system' -%}"
+    "<|im_start|>system\n{{ messages[0]['content'] }}<|im_end|>\n{% endif -%}"
+    f"{{%- for message in messages -%}}{_SKIP_SYSTEM}"
+    "{%- elif message['role'] in ('user', 'assistant', 'system') -%}"
+    "{{- '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') -}}"
+    "{%- for call in message.tool_calls or [] -%}"
+    "{{- '\n<tool_call>\n<function=' + call.function.name + '>\n' -}}"
+    "{%- for name, value in call.function.arguments | items -%}"
+    "{{- '<parameter=' + name + '>\n' + (value if value is string else value | tojson) -}}"
+    "{{- '\n</parameter>\n' -}}{%- endfor -%}"
+    "{{- '</function>\n</tool_call>' -}}{%- endfor -%}"
+    "{{- '<|im_end|>\n' -}}"
+    f"{_QWEN_TOOL}{{%- endif -%}}{{%- endfor -%}}{_QWEN_OPENING}"
+)
+
+# Calls are shown as JSON, and written as names of arguments with values (GLM 4.5).
+OTHER_CALLS_TEMPLATE = QWEN3_CODER_TEMPLATE.replace(
+    "<function=' + call.function.name + '>", "' + call.function.name + '"
+)
+
 # A reply is written as JSON, in a turn of its own that is called ipython.
 LLAMA3_TEMPLATE = (
     "{{- bos_token -}}"
@@ -75,6 +104,7 @@ LLAMA3_TEMPLATE = (
 
 CHATML_KIND = TokenizerKind(_CHATML_SPECIAL, _CHATML_ROLES, CHATML)
 QWEN25_KIND = TokenizerKind(_CHATML_SPECIAL, _CHATML_ROLES, QWEN25_TEMPLATE)
+QWEN3_CODER_KIND = TokenizerKind(_CHATML_SPECIAL, _CHATML_ROLES, QWEN3_CODER_TEMPLATE)
 QWEN3_KIND = TokenizerKind(_CHATML_SPECIAL, _CHATML_ROLES, QWEN3_TEMPLATE)
 LLAMA3_KIND = TokenizerKind(
     ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
@@ -86,5 +116,6 @@ TOOL_KINDS = {
     "chatml": CHATML_KIND,
     "qwen2.5": QWEN25_KIND,
     "qwen3": QWEN3_KIND,
+    "qwen3-coder": QWEN3_CODER_KIND,
     "llama3": LLAMA3_KIND,
 }

@@ -184,7 +184,7 @@ class ChatFormat:
         """Tokens that text from outside must not spell: special ones, but for tags."""
         return sum(token_id in self._protected_ids for token_id in token_ids)
 
-    def render(self, messages: Sequence[Mapping[str, str]], open_reply: bool = True) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], open_reply: bool = True) -> str:
         """The template's text for the messages, with the opening of a reply after them."""
         tokenizer = self.tokenizer
         schemas: Any = [dict(schema) for schema in self._tool_schemas] or None

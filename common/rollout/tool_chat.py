@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import transformers
 
@@ -17,10 +18,11 @@ from common.rollout.chat import (
 from common.rollout.stop_strings import StopString
 from common.tools.calls import Call, Format, closing_tag, parse_calls
 from common.tools.environment import EnvironmentFactory
-from common.tools.toolbox import Tool
+from common.tools.toolbox import Tool, make_tool
 
 _TURNS = ("FIRSTTURN", "SECONDTURN")
 _REPLIES = ("FIRSTREPLY", "SECONDREPLY")
+_SHOWN: tuple[Format, ...] = ("hermes", "xml")
 _CUT = " [cut]"
 # No token of a common vocabulary is longer; more characters need not be looked at.
 _CHARACTERS_PER_TOKEN = 128
@@ -50,14 +52,16 @@ class ToolChat(ChatFormat):
             if call_format == "tags" and not tool.needs_one_argument:
                 raise UserError(
                     f"tool {tool.name}: needs more than the text between tags; give its other "
-                    "arguments defaults, or use --tool-format hermes"
+                    "arguments defaults, or use --tool-format hermes or xml"
                 )
-        schemas = [tool.schema for tool in toolbox.values()] if call_format == "hermes" else []
+        schemas = [tool.schema for tool in toolbox.values()] if call_format != "tags" else []
         super().__init__(tokenizer, system_prompt, schemas, options)
         self.toolbox = toolbox
         self.environments = environments
         self.call_format: Format = call_format
         self._ends_call = StopString(tokenizer, closing_tag(call_format))
+        if schemas:
+            self._check_shown_format()
         self._check_template()
 
     def ends_turn(self, token_ids: Sequence[int]) -> bool:
@@ -76,18 +80,46 @@ class ToolChat(ChatFormat):
         kept = token_ids[: max(0, max_tokens - len(self.encode_plain(_CUT)))]
         return self.decode(kept).rstrip("\N{REPLACEMENT CHARACTER}") + _CUT
 
+    def _check_shown_format(self) -> None:
+        """Refuse a template that shows no tools, or calls in another form than the chosen one."""
+        name, opening = self.tokenizer.name_or_path, self.render(self.opening)
+        shows_all = all(schema["function"]["name"] in opening for schema in self._tool_schemas)
+        forms = self._shown_formats(opening)
+        if not (shows_all and forms):
+            raise UserError(
+                f"--tool-format {self.call_format}: the chat template of {name} does not show "
+                "tools and how to call them as hermes or xml has it; use --tool-format tags"
+            )
+        if self.call_format not in forms:
+            raise UserError(
+                f"--tool-format {self.call_format}: the chat template of {name} shows calls in the "
+                f"form of {forms[0]}; use --tool-format {forms[0]}"
+            )
+
+    def _shown_formats(self, opening: str) -> list[Format]:
+        """The forms in which the template writes a call that was made.
+
+        One that leaves it out, or cannot render it, shows its form where it tells of the tools.
+        """
+        probe = make_tool(_probe)
+        function = {"name": probe.name, "arguments": {"text": _REPLIES[0]}}
+        calls = [{"type": "function", "function": function}]
+        made = {"role": "assistant", "content": "", "tool_calls": calls}
+        with suppress(UserError):
+            written = self.render([*self.opening, made], open_reply=False)
+            written = written.removeprefix(self.render(self.opening, open_reply=False))
+            if probe.name in written:
+                return [form for form in _SHOWN if _reads(written, form, probe)]
+        if "<function=" in opening:
+            return ["xml"]
+        return ["hermes"] if "<tool_call>" in opening else []
+
     def _check_template(self) -> None:
         """Refuse a template that would write earlier turns anew once there are later ones."""
         name = self.tokenizer.name_or_path
         opening = self.render(self.opening)
         once = self.render([*self.opening, *_exchange(0, _REPLIES[0])])
         twice = self.render([*self.opening, *_exchange(0, _REPLIES[0]), *_exchange(1, _REPLIES[1])])
-        shown = [schema["function"]["name"] in opening for schema in self._tool_schemas]
-        if shown and not (all(shown) and "<tool_call>" in opening):
-            raise UserError(
-                f"--tool-format hermes: the chat template of {name} does not show tools and how "
-                "to call them in <tool_call> tags; use --tool-format tags"
-            )
         if any(once.count(text) != 1 for text in (_TURNS[0], _REPLIES[0])):
             raise UserError(
                 f"the chat template of {name} has no place for the reply of a tool (role tool) "
@@ -112,6 +144,19 @@ class ToolChat(ChatFormat):
     def _lasting(self, text: str) -> str:
         """Earlier turns stay as they were sampled: what opens one may lack its thought later."""
         return without_empty_thoughts(text.removesuffix(self.opened_tag)).rstrip()
+
+
+def _reads(written: str, form: Format, tool: Tool) -> bool:
+    return [call.status for call in parse_calls(written, form, {tool.name: tool})] == ["ok"]
+
+
+def _probe(text: str) -> str:
+    """What a template shows a call of.
+
+    Args:
+        text: Anything.
+    """
+    return text
 
 
 def _exchange(number: int, reply: str) -> list[dict[str, str]]:

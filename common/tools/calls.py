@@ -14,7 +14,7 @@ from common.tools.toolbox import Tool
 
 Status = Literal["ok", "unclosed", "invalid_json", "unknown_tool", "bad_arguments"]
 Outcome = Literal["answered", "unanswered", "timeout", "error"]
-Format = Literal["tags", "hermes"]
+Format = Literal["tags", "hermes", "xml"]
 
 # A call beyond this is refused unread.
 MAX_CALL_CHARACTERS = 4000
@@ -23,12 +23,17 @@ MAX_DIGITS = 30
 # Of lists and objects in one another; deeper ones could not be copied or written to a file.
 MAX_DEPTH = 30
 
-_OPENING = {"tags": re.compile(r"<tool:(\w{1,64})>"), "hermes": re.compile(r"<tool_call>")}
-_CLOSING = {"tags": "</tool>", "hermes": "</tool_call>"}
+_TOOL_CALL = re.compile(r"<tool_call>")
+_OPENING = {"tags": re.compile(r"<tool:(\w{1,64})>"), "hermes": _TOOL_CALL, "xml": _TOOL_CALL}
+_CLOSING = {"tags": "</tool>", "hermes": "</tool_call>", "xml": "</tool_call>"}
+_NO_TOOL_CALL = "there is no <tool_call> before </tool_call>"
 _NO_OPENING = {
     "tags": "there is no <tool:name> before </tool>",
-    "hermes": "there is no <tool_call> before </tool_call>",
+    "hermes": _NO_TOOL_CALL,
+    "xml": _NO_TOOL_CALL,
 }
+_FUNCTION = re.compile(r"\s*<function=([^<>\n]{1,64})>")
+_PARAMETER = re.compile(r"\s*<parameter=([^<>\n]{1,64})>")
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,10 @@ def parse_calls(text: str, call_format: Format, toolbox: Mapping[str, Tool]) -> 
         body = text[opening.end() : end]
         if call_format == "tags":
             calls.append(_from_tag(opening[1], body, toolbox))
-        else:
+        elif call_format == "hermes":
             calls.append(_from_json(body, toolbox))
+        else:
+            calls.append(_from_xml(body, toolbox))
         position = end + len(_CLOSING[call_format])
     if not calls and _CLOSING[call_format] in text:
         calls.append(Call("unknown_tool", complaint=_NO_OPENING[call_format]))
@@ -117,6 +124,48 @@ def _from_json(body: str, toolbox: Mapping[str, Tool]) -> Call:
     if not isinstance(arguments, dict):
         return Call("bad_arguments", name, complaint='"arguments" must be an object')
     return _checked(toolbox[name], arguments)
+
+
+def _from_xml(body: str, toolbox: Mapping[str, Tool]) -> Call:
+    """`<function=name><parameter=x>value</parameter></function>`, as Qwen3-Coder writes it."""
+    if len(body) > MAX_CALL_CHARACTERS:
+        return Call("bad_arguments", complaint=_TOO_LONG)
+    function = _FUNCTION.match(body)
+    if not function:
+        return Call("unknown_tool", complaint="a call begins with <function=name>")
+    name = function[1].strip()
+    if name not in toolbox:
+        return _unknown(name, toolbox)
+    inside, closed, rest = body[function.end() :].rpartition("</function>")
+    if not closed:
+        return Call("unclosed", name, complaint="the call has no </function>")
+    arguments: dict[str, Any] = {}
+    position = 0
+    while parameter := _PARAMETER.match(inside, position):
+        end = inside.find("</parameter>", parameter.end())
+        key = parameter[1].strip()
+        if end < 0:
+            return Call("unclosed", name, complaint=f"the argument {key!r} has no </parameter>")
+        if key in arguments:
+            return Call("bad_arguments", name, complaint=f"the argument {key!r} is there twice")
+        text = inside[parameter.end() : end].removeprefix("\n").removesuffix("\n")
+        arguments[key] = _as_declared(toolbox[name], key, text)
+        position = end + len("</parameter>")
+    if (inside[position:] + rest).strip():
+        complaint = "a call holds <parameter=name>value</parameter> and nothing else"
+        return Call("bad_arguments", name, complaint=complaint)
+    return _checked(toolbox[name], arguments)
+
+
+def _as_declared(tool: Tool, parameter: str, text: str) -> Any:
+    """The value that text stands for, where its parameter wants no text."""
+    plain = text.strip()
+    if plain in ("null", "None") and tool.accepts(parameter, None):
+        return None
+    if tool.accepts(parameter, text):
+        return text
+    # As Python spells them, which models do, too.
+    return _value({"True": "true", "False": "false"}.get(plain, plain))
 
 
 def _checked(tool: Tool, arguments: Mapping[str, Any]) -> Call:

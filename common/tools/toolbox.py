@@ -34,7 +34,11 @@ class Tool:
     @property
     def takes_text(self) -> bool:
         """Whether its main argument is text, and not a number or a list of something."""
-        return _fits("", get_type_hints(self.function)[self.main_parameter])
+        return self.accepts(self.main_parameter, "")
+
+    def accepts(self, parameter: str, value: Any) -> bool:
+        """Whether a value is of the parameter's type; any is of one that there is not."""
+        return _fits(value, get_type_hints(self.function).get(parameter, Any))
 
     @property
     def needs_one_argument(self) -> bool:

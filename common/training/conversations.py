@@ -36,9 +36,10 @@ class MultiTurnConfig(TrainConfig):
     """Most tokens of one reply of a tool; longer ones are cut."""
     tool_timeout: float = 10.0
     """Seconds after which a tool is given up, and its conversation with it."""
-    tool_format: Literal["tags", "hermes"] = by_model(bundled="tags", other="hermes")
-    """How calls are written: tags, <tool:name>text</tool>, or hermes, the JSON in <tool_call> tags
-    that Qwen and others were trained on."""
+    tool_format: Literal["tags", "hermes", "xml"] = by_model(bundled="tags", other="hermes")
+    """How calls are written: tags, <tool:name>text</tool>; hermes, JSON in <tool_call> tags, which
+    Qwen and others were trained on; or xml, <function=name> and <parameter=x> in such tags, as
+    Qwen3-Coder and Qwen3.5 write them."""
     tool: Annotated[tuple[str, ...], OWN_CODE] = ()
     """Tools of your own as module:function or file.py:function."""
     environment: Annotated[str | None, OWN_CODE] = None

@@ -13,7 +13,7 @@ from common.models.load import load_tokenizer
 from common.rollout.tool_chat import ToolChat
 from common.tools.calculator import calculate
 from common.tools.toolbox import make_tool, make_toolbox
-from tests.chat_templates import CHATML_KIND, QWEN25_TEMPLATE, TOOL_KINDS
+from tests.chat_templates import CHATML_KIND, OTHER_CALLS_TEMPLATE, QWEN25_TEMPLATE, TOOL_KINDS
 from tests.small_models import CHATML, train_tokenizer
 
 TOOLBOX = make_toolbox([make_tool(calculate, "calc")])
@@ -103,6 +103,68 @@ def test_hermes_shows_the_schemas_and_reads_json():
     call = chat.call_in('<tool_call>{"name": "calc", "arguments": {"expression": "1"}}</tool_call>')
     assert call is not None
     assert (call.status, call.arguments) == ("ok", {"expression": "1"})
+
+
+def test_xml_shows_the_schemas_and_reads_what_the_template_writes():
+    chat = ToolChat(TOKENIZERS["qwen3-coder"], "Be brief.", TOOLBOX, "xml")
+    prompt = str(chat.tokenizer.decode(chat.prompt_ids("2+2?")))
+    assert "<name>calc</name>" in prompt
+    assert "Be brief." in prompt
+    function = {"name": "calc", "arguments": {"expression": "1 < 2"}}
+    made = {"role": "assistant", "content": "So:", "tool_calls": [{"function": function}]}
+    _, _, written = chat.render([made], open_reply=False).partition("<|im_start|>assistant\n")
+    call = chat.call_in(written)
+    assert call is not None
+    assert (call.status, call.name, call.arguments) == ("ok", "calc", {"expression": "1 < 2"})
+    turn, _, end = written.partition("<|im_end|>")
+    assert end == "\n"
+    ids = chat.encode(turn)
+    assert [n for n in range(1, len(ids) + 1) if chat.ends_turn(ids[:n])] == [len(ids)]
+
+
+MADE_CALLS = QWEN25_TEMPLATE.replace(
+    "message['content'] + '<|im_end|>",
+    "message['content'] + ('<tool_call>' + ({'name': message.tool_calls[0].function.name,"
+    "'arguments': message.tool_calls[0].function.arguments} | tojson) + '</tool_call>'"
+    " if message.tool_calls else '') + '<|im_end|>",
+)
+CANNOT_RENDER_CALLS = QWEN25_TEMPLATE.replace(
+    "message['content'] + '<|im_end|>",
+    "message['content'] + ('' if not message.tool_calls else 1) + '<|im_end|>",
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "chosen", "complaint"),
+    [
+        (
+            TOKENIZERS["qwen3-coder"].chat_template,
+            "hermes",
+            "the form of xml; use --tool-format xml",
+        ),
+        (QWEN25_TEMPLATE, "xml", "the form of hermes; use --tool-format hermes"),
+        (MADE_CALLS, "xml", "the form of hermes; use --tool-format hermes"),
+        (CANNOT_RENDER_CALLS, "xml", "the form of hermes; use --tool-format hermes"),
+        (
+            OTHER_CALLS_TEMPLATE,
+            "xml",
+            "does not show tools and how to call them .*tool-format tags",
+        ),
+        (
+            OTHER_CALLS_TEMPLATE,
+            "hermes",
+            "does not show tools and how to call them .*tool-format tags",
+        ),
+    ],
+)
+def test_a_template_that_shows_another_format_is_refused_by_name(template, chosen, complaint):
+    tokenizer = train_tokenizer(CHATML_KIND)
+    tokenizer.chat_template = template
+    tokenizer.name_or_path = "acme/coder"
+    message = f"^--tool-format {chosen}: the chat template of acme/coder .*{complaint}"
+    with pytest.raises(UserError, match=message):
+        ToolChat(tokenizer, "", TOOLBOX, chosen)
+    ToolChat(tokenizer, "", TOOLBOX, "tags")
 
 
 def without(template: str, old: str, new: str) -> str:

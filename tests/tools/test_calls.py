@@ -181,15 +181,84 @@ def test_a_call_that_never_ends_is_the_last():
 
 PIECES = st.sampled_from(
     [
+        *("<function=search>", "</function>", "<parameter=query>", "</parameter>", "<parameter="),
         *("<tool:", "<tool:search>", "</tool>", "<tool_call>", "</tool_call>", "</answer>"),
         *('{"name": "search"', ', "arguments": {"query": "x"}', "}", "\0", "<", ">", "é", "1"),
     ]
 )
 
 
+def xml(name: str, **parameters: str) -> str:
+    written = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in parameters.items())
+    return f"<tool_call>\n<function={name}>\n{written}</function>\n</tool_call>"
+
+
+QUERY = "<parameter=query>\nx\n</parameter>"
+SEARCHED = {"query": "x", "limit": 2, "exact": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "expected"),
+    [
+        (xml("search", query="x", limit="2", exact="True"), "ok", SEARCHED),
+        (f"So: <tool_call><function=search>{QUERY}</function></tool_call>", "ok", {"query": "x"}),
+        (xml("search", query="12"), "ok", {"query": "12"}),
+        (
+            xml("search", query="\n a\n\nb <b>&amp;</b> "),
+            "ok",
+            {"query": "\n a\n\nb <b>&amp;</b> "},
+        ),
+        (
+            xml("wait", seconds="1.5", names='["a", "b"]'),
+            "ok",
+            {"seconds": 1.5, "names": ["a", "b"]},
+        ),
+        (xml("half", number="3"), "ok", {"number": 3}),
+        (xml("half", number="__import__('os')"), "bad_arguments", "'number' must be float"),
+        (xml("half", number="NaN"), "bad_arguments", "'number' must be float"),
+        (xml("half", number="[" * 3000), "bad_arguments", "'number' must be float"),
+        (xml("half", number="9" * 31), "bad_arguments", "'number' must be float"),
+        (xml("search", query="x", n="1"), "bad_arguments", "no argument 'n'"),
+        (xml("search", limit="1"), "bad_arguments", "needs the argument 'query'"),
+        (xml("search", query="x" * MAX_CALL_CHARACTERS), "bad_arguments", "at most 4000"),
+        (xml("rm"), "unknown_tool", "there is no tool 'rm'"),
+        (hermes(name="search"), "unknown_tool", "a call begins with <function=name>"),
+        (f"{QUERY}</tool_call>", "unknown_tool", "there is no <tool_call> before </tool_call>"),
+        ("<tool_call><function=search>", "unclosed", "the call has no </tool_call>"),
+        (f"<tool_call><function=search>{QUERY}</tool_call>", "unclosed", "has no </function>"),
+        (xml("search", query="x").replace("</parameter>", ""), "unclosed", "has no </parameter>"),
+        (
+            f"<tool_call><function=search>{QUERY}{QUERY}</function></tool_call>",
+            "bad_arguments",
+            "'query' is there twice",
+        ),
+        (
+            f"<tool_call><function=search>{QUERY} or so</function></tool_call>",
+            "bad_arguments",
+            "and nothing else",
+        ),
+    ],
+)
+def test_xml_is_read_and_its_values_are_of_the_declared_types(text, status, expected):
+    (call,) = parse_calls(text, "xml", TOOLBOX)
+    assert call.status == status
+    if status == "ok":
+        assert call.arguments == expected
+        types = {name: type(value) for name, value in call.arguments.items()}
+        assert types == {name: type(value) for name, value in expected.items()}
+    else:
+        assert expected in call.complaint
+
+
+@given(query=st.text(max_size=200).filter(lambda text: "</" not in text))
+def test_any_text_is_an_argument_as_it_is(query):
+    (call,) = parse_calls(xml("search", query=query), "xml", TOOLBOX)
+    assert (call.status, call.arguments) == ("ok", {"query": query})
+
+
 @settings(max_examples=500, deadline=None)
 @given(st.one_of(st.text(max_size=300), st.lists(PIECES, max_size=40).map("".join)))
-@pytest.mark.parametrize("call_format", ["tags", "hermes"])
+@pytest.mark.parametrize("call_format", ["tags", "hermes", "xml"])
 def test_whatever_is_written_is_read(call_format, text):
     for call in parse_calls(text, call_format, TOOLBOX):
         assert (call.status == "ok") == (call.complaint == "")
