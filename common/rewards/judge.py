@@ -85,7 +85,7 @@ class Judge:
         }
         for function in self._functions:
             if isinstance(function, OfBatch):
-                heard[function] = function.of_batch(completions, tasks)
+                heard[function] = function.of_batch(completions, tasks, meanwhile)
             elif not isinstance(function, OwnFunction):
                 heard[function] = list(map(function, completions, tasks))
         return [

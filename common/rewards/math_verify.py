@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -60,8 +60,16 @@ class MathVerify:
     def __call__(self, completion: Transcript, task: Task) -> float:
         return self.of_batch([completion], [task])[0]
 
-    def of_batch(self, completions: Sequence[Transcript], tasks: Sequence[Task]) -> list[float]:
-        """Compared side by side. Raises `UserError` without the library."""
+    def of_batch(
+        self,
+        completions: Sequence[Transcript],
+        tasks: Sequence[Task],
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> list[float]:
+        """Compared side by side; `meanwhile` is called after each comparison.
+
+        Raises `UserError` without the library.
+        """
         if importlib.util.find_spec("math_verify") is None:
             raise UserError("reward math_verify: needs math-verify; run pip install -e '.[math]'")
         answers = list(map(_answer_in, completions))
@@ -74,11 +82,14 @@ class MathVerify:
             for number, (answer, task) in enumerate(zip(answers, tasks, strict=True))
             if not scores[number] and len(comparison := _to_compare(answer, task)) > 1
         }
-        if comparisons:
-            with ThreadPoolExecutor(MOST_WORKERS) as threads:
-                found = threads.map(self._own_workers().compare, comparisons.values())
-                for number, is_right in zip(comparisons, found, strict=True):
-                    scores[number] = float(is_right)
+        threads, compare = ThreadPoolExecutor(MOST_WORKERS), self._own_workers().compare
+        try:
+            found = threads.map(compare, comparisons.values())
+            for number, is_right in zip(comparisons, found, strict=True):
+                scores[number] = float(is_right)
+                meanwhile()
+        finally:
+            threads.shutdown(cancel_futures=True)
         return scores
 
     def _own_workers(self) -> _Workers:

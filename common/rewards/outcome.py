@@ -20,8 +20,13 @@ class OfBatch(Protocol):
     def __call__(self, completion: Transcript, task: Task) -> float | None: ...
 
     def of_batch(
-        self, completions: Sequence[Transcript], tasks: Sequence[Task]
-    ) -> Sequence[float | None]: ...
+        self,
+        completions: Sequence[Transcript],
+        tasks: Sequence[Task],
+        meanwhile: Callable[[], object],
+    ) -> Sequence[float | None]:
+        """`meanwhile` is called while there is one to wait for."""
+        ...
 
 
 @dataclass(frozen=True)

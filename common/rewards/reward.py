@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import UserError
@@ -43,10 +43,12 @@ def build_rewards(
     own_functions: Sequence[str],
     weights: str,
     defaults: Mapping[str, float] | None = None,
+    on_request: Collection[str] = (),
 ) -> list[Reward]:
     """All functions with their weights from `name=weight,...`.
 
-    One that is not named there has its weight of `defaults`, else 0. `own_functions` are
+    One that is not named there has its weight of `defaults`, else 0; if it is one of `on_request`,
+    it is left out. `own_functions` are
     `module:function` or `file.py:function` of the user's; each is known by its function's name and
     has weight 1 unless named. Raises `UserError` for unknown names, two functions of one name and
     impossible weights.
@@ -64,7 +66,11 @@ def build_rewards(
     parsed = {**(defaults or {}), **dict.fromkeys(own, 1.0), **parsed}
     if not any(parsed.values()):
         raise UserError(f"--reward-weights {weights}: every weight is 0; give one that is not")
-    return [Reward(name, function, parsed.get(name, 0.0)) for name, function in functions.items()]
+    return [
+        Reward(name, function, parsed.get(name, 0.0))
+        for name, function in functions.items()
+        if name in parsed or name not in on_request
+    ]
 
 
 def parse_weights(text: str, known: Sequence[str]) -> dict[str, float]:

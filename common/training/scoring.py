@@ -12,6 +12,7 @@ from common.logger.metrics import TAKEN_BY_METRICS, reward_metric_names
 from common.logger.rollout_media import GENERATION_COLUMNS
 from common.own_code import function_name, names_own_code
 from common.rewards.judge import Judge, Notion
+from common.rewards.math_verify import MathVerify
 from common.rewards.outcome import RewardFunction
 from common.rewards.own_function import OwnFunction
 from common.rewards.reward import TEXT_REWARDS, Reward, Scorer, build_rewards
@@ -21,6 +22,8 @@ from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 from common.tools.environment import EnvironmentFactory
 
+# What takes a package and time: part of a run only where a flag names it.
+ON_REQUEST = {"math_verify": MathVerify}
 # The rewards that ask whether an answer is right: where the user says what is, with --correct, they
 # ask that.
 ASK_WHAT_IS_RIGHT = ("answer_check", "answer_correct")
@@ -44,7 +47,7 @@ def load_judge(
     Raises `UserError` for names and weights that mean nothing, and for a function that fails.
     """
     known: dict[str, RewardFunction | OwnFunction]
-    known = {**(functions or TEXT_REWARDS)}
+    known = {**(functions or TEXT_REWARDS), **{name: make() for name, make in ON_REQUEST.items()}}
     own_notion = None
     if config.correct is not None and names_own_code(config.correct):
         own_notion = OwnFunction.load("--correct", config.correct).bound()
@@ -58,7 +61,8 @@ def load_judge(
         scorers["rubric"], defaults["rubric"] = rubric, config.rubric_weight
         say(f"Loaded rubric: {rubric.name} ({len(rubric.criteria)} criteria)")
     _refuse_taken_names(config.reward)
-    rewards = build_rewards(scorers, config.reward, config.reward_weights, defaults)
+    on_request = ON_REQUEST.keys() - {config.correct}
+    rewards = build_rewards(scorers, config.reward, config.reward_weights, defaults, on_request)
     _refuse_clashing_metrics(rewards)
     if own_notion is not None:
         notion = Notion(own_notion, config.correct_threshold)

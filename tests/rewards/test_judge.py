@@ -72,7 +72,7 @@ def test_a_function_that_takes_batches_gets_one():
         def __call__(self, completion, task):
             raise AssertionError
 
-        def of_batch(self, completions, tasks):
+        def of_batch(self, completions, tasks, meanwhile):
             return [float(len(completions))] * len(tasks)
 
     counting = Counting()

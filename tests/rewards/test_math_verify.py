@@ -118,6 +118,23 @@ def test_a_batch_is_scored_in_order_by_several_workers(reward):
     assert 1 < len(workers()) <= math_verify.MOST_WORKERS
 
 
+@pytest.mark.slow
+def test_whoever_waits_for_a_batch_may_break_off():
+    class Stop(Exception):
+        pass
+
+    def stop() -> None:
+        raise Stop
+
+    reward = MathVerify(seconds=1)
+    completions = [Transcript(rf"\boxed{{{HANGS}}}")] * 40
+    started = time.monotonic()
+    with pytest.raises(Stop):
+        reward.of_batch(completions, [Task(0, "?", "1/2")] * 40, stop)
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.slow
 def test_a_comparison_that_hangs_scores_nothing_and_the_next_one_is_right():
     reward = MathVerify(seconds=1)
     before = set(workers())
@@ -193,6 +210,7 @@ if sys.argv[1] == "hangs":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["ends", "fork", "hangs"])
 def test_no_worker_outlives_the_run(how):
     """Whether it ends by itself, after a fork of it, or is killed during a comparison."""

@@ -169,3 +169,33 @@ def test_what_fails_on_the_example_is_one_line(own, body, complaint):
             load(reward_timeout=0.2, **flags)
         assert str(caught.value).startswith(f"--{next(iter(flags))} mine.py:f: {complaint}")
         assert "\n" not in str(caught.value)
+
+
+FORMULA = Transcript(r"so \boxed{\frac{4}{2}}")
+
+
+def test_mathematical_equality_is_asked_for_only_where_it_is_named(tmp_path, monkeypatch):
+    assert "math_verify" not in [reward.name for reward in load().rewards]
+    weighted = load(reward_weights="math_verify=2")
+    assert [j.reward for j in weighted([FORMULA, BARE, TAGGED], [TASK] * 3)] == [2, 0, 2]
+    (right,) = load(correct="math_verify")([FORMULA], [TASK])
+    assert right.correct
+    assert right.scores["math_verify"] == 1
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs math-verify; run pip install"):
+        load(reward_weights="math_verify=1")
+
+
+def test_a_rubric_may_ask_for_mathematical_equality(tmp_path):
+    rubric = tmp_path / "r.yaml"
+    rubric.write_text("criteria: [{name: equal, function: math_verify}]")
+    (judgement,) = load(rubric_file=rubric)([FORMULA], [TASK])
+    assert judgement.scores["criteria/r/equal"] == 1
+    assert "math_verify" not in judgement.scores
+
+
+@pytest.mark.parametrize("name", ["last_number", "boxed"])
+def test_what_needs_no_tags_can_be_what_is_right(name):
+    judge = load(correct=name)
+    plain, tagged = judge([Transcript(r"It is \boxed{2}"), WRONG], [TASK] * 2)
+    assert (plain.correct, tagged.correct) == (True, False)
