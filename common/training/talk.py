@@ -16,6 +16,7 @@ from rich.console import Console
 
 from common.flags.train_config import TrainConfig
 from common.models.load import load_policy, max_positions, stop_token_ids
+from common.models.vocabulary import num_tokens
 from common.printable import printable, storable
 from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
@@ -88,7 +89,7 @@ def talk_with_run(config: TrainConfig, chat: ChatFormat, device: torch.device) -
     """
     assert config.chat is not None
     checkpoint = newest_checkpoint(run_at(config.chat))
-    options = config.model_options(device)
+    options = replace(config.model_options(device), num_tokens=num_tokens(chat.tokenizer))
     tasks: Sequence[Task] = ()
     if isinstance(chat, ToolChat) and chat.environments:
         train_tasks, held_out = load_task_split(config)
