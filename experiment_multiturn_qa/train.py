@@ -46,7 +46,7 @@ class Config(SearchConfig):
 
     model_name: str = "tiny-search"
     """Bundled name (tiny-search), directory, or Hub id of the policy."""
-    system_prompt: str = by_model(bundled="", other=ANSWER_FROM_DOCUMENTS)
+    system_prompt: str | None = by_model(bundled=None, other=ANSWER_FROM_DOCUMENTS)
     reward_weights: str = "answer_correct=1,answer_format=0.1"
 
     objective: str = "grpo"

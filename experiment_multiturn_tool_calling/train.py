@@ -39,7 +39,7 @@ class Config(MultiTurnConfig):
 
     model_name: str = "tiny-calculator"
     """Bundled name (tiny-calculator), directory, or Hub id of the policy."""
-    system_prompt: str = by_model(bundled="", other=ANSWER_FROM_TOOLS)
+    system_prompt: str | None = by_model(bundled=None, other=ANSWER_FROM_TOOLS)
     reward_weights: str = "answer_correct=1,answer_format=0.1,tool_execution=0.1"
 
     objective: str = "grpo"

@@ -31,7 +31,7 @@ def train(model: str | Path, root: Path, experiment: str = "experiment_base", *m
         *("--model-name", str(model), "--max-steps", "1", "--rollouts-per-step", "2"),
         *("--group-size", "4", "--max-completion-tokens", "64", "--lr", "4e-4", "--kl-weight", "0"),
         *("--eval-samples", "8", "--log-completions-interval", "1", "--run-name", "run"),
-        *("--system-prompt", "", "--no-wandb", "--no-tensorboard", *FLAGS[experiment], *more),
+        *("--no-wandb", "--no-tensorboard", *FLAGS[experiment], *more),
         experiment=experiment,
         log_dir=root,
     )
@@ -56,11 +56,14 @@ def merged(root: Path) -> Metrics:
         ("tiny-calculator", "tool", "experiment_multiturn_tool_calling"),
     ],
 )
-def test_tags_that_are_special_tokens_change_no_number(tmp_path, bundled, tags, experiment):
-    special = save_variant(bundled, tmp_path / "special", special=tags)
-    plain = save_variant(bundled, tmp_path / "plain")
-    train(plain, tmp_path / "as_it_is", experiment)
-    train(special, tmp_path / "with_special_tags", experiment)
+def test_tags_that_are_special_tokens_change_no_number(
+    tmp_path, monkeypatch, bundled, tags, experiment
+):
+    """A bundled model is one by its place, and only then is told nothing of its tool."""
+    train(bundled, tmp_path / "as_it_is", experiment)
+    save_variant(bundled, tmp_path / "variants" / bundled, special=tags)
+    monkeypatch.setattr("common.models.load.BUNDLED", tmp_path / "variants")
+    train(bundled, tmp_path / "with_special_tags", experiment)
     for name in ("metrics.jsonl", "samples.jsonl"):
         as_it_is = rows(tmp_path / "as_it_is", name)
         assert rows(tmp_path / "with_special_tags", name) == as_it_is
@@ -76,7 +79,7 @@ def test_a_thought_that_the_template_opens_counts(tmp_path):
             "assistant\n{% endif %}", "assistant\n<think>{% endif %}"
         ),
     )
-    output = train(opens, tmp_path)
+    output = train(opens, tmp_path, "experiment_base", "--system-prompt", "")
     metrics = merged(tmp_path)
     assert metrics["rewards/format_exact_mean"] > 0.9
     assert metrics["eval/accuracy"] > 0.9
@@ -91,7 +94,7 @@ def test_a_template_that_opens_no_reply_is_warned_of_once(tmp_path):
         tmp_path / "ignores",
         change_template=lambda template: template.partition("{% if add_generation")[0],
     )
-    first, *others = train(ignores, tmp_path).splitlines()
+    first, *others = train(ignores, tmp_path, "experiment_base", "--system-prompt", "").splitlines()
     assert first.startswith(f"warning: the chat template of {ignores} ignores")
     assert "warning" not in "".join(others)
 

@@ -100,9 +100,10 @@ class ModelFlags:
     """Hold the frozen weights under LoRA in 4 bits (needs the extra [quant] and CUDA)."""
     trust_remote_code: bool = False
     """Let code run that comes with the model or its tokenizer, on your machine and as you."""
-    system_prompt: str = by_model(bundled="", other=ASKS_FOR_TAGS)
+    system_prompt: str | None = by_model(bundled=None, other=ASKS_FOR_TAGS)
     """System message of every conversation; give "" for none. {tag} in the default stands for
-    --reasoning-tag."""
+    --reasoning-tag. With --tool-format tags it goes on with a description of the tools, which is
+    left out only for a bundled model, if the flag is not given: it knows its tool."""
     reasoning_tag: str = "think"
     """Tag in which the reasoning belongs; the answer belongs in <answer>."""
     chat_template: Annotated[Path | None, CONTENT] = None
@@ -443,7 +444,7 @@ def resolve_defaults(config: ConfigType, *, bundled: bool) -> ConfigType:
                 values[field.name] = default.value(config, bundled=bundled)
             case ByObjective(otherwise):
                 values[field.name] = of_row.get(field.name, otherwise)
-    if "system_prompt" in values:
+    if values.get("system_prompt"):
         values["system_prompt"] = values["system_prompt"].format(tag=config.reasoning_tag)
     if bundled and config.data_path is None:
         limits = config.bundled_task_limits.items()

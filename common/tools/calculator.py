@@ -14,7 +14,7 @@ from collections.abc import Callable
 from decimal import Context, Decimal
 from fractions import Fraction
 
-from common.tools.toolbox import instant
+from common.tools.toolbox import example, instant
 
 # Checked before parsing: a row of 10,000 minus signs exhausts the memory of Python's parser.
 MAX_CHARACTERS = 200
@@ -35,6 +35,7 @@ class CalculatorError(Exception):
 
 
 @instant
+@example("(12 + 5) * 3", "51")
 def calculate(expression: str) -> str:
     """Calculate an arithmetic expression.
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from common.packages import require
@@ -20,7 +21,7 @@ from common.tools.passages import (
     read_documents,
     split_documents,
 )
-from common.tools.toolbox import ToolFunction, instant
+from common.tools.toolbox import ToolFunction, example, instant
 
 if TYPE_CHECKING:
     import bm25s
@@ -158,7 +159,11 @@ def search_tools(retriever: Retriever, count: int) -> Mapping[str, ToolFunction]
     """`search`, which shows the best `count` passages, and `read`, which shows one."""
     by_id = {str(passage.passage_id): passage for passage in retriever.passages}
 
+    passage = next(iter(retriever.passages), None)
+    shown = (passage.heading, shorten(str(passage), 100)) if passage else ("words", "a passage")
+
     @instant
+    @example(*shown)
     def search(query: str) -> str:
         """Find passages of the documents.
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from common.errors import UserError
 
 ToolFunction = Callable[..., str | Awaitable[str]]
+AnyFunction = TypeVar("AnyFunction", bound=ToolFunction)
 SyncFunction = TypeVar("SyncFunction", bound=Callable[..., object])
 
 
@@ -23,6 +24,8 @@ class Tool:
     schema: Mapping[str, Any]
     """JSON schema for the chat template of a model that was trained on them."""
     parameters: Mapping[str, inspect.Parameter]
+    example: tuple[str, str] | None = None
+    """The text of a call, and what comes back."""
     instant: bool = False
     """Whether it returns at once and depends on its arguments and its instance's state alone."""
 
@@ -72,6 +75,16 @@ def instant(function: SyncFunction) -> SyncFunction:
     return function
 
 
+def example(text: str, reply: str) -> Callable[[AnyFunction], AnyFunction]:
+    """Show a model that is told of a tool in words how a call of it went."""
+
+    def with_example(function: AnyFunction) -> AnyFunction:
+        vars(function)["example"] = (text, reply)
+        return function
+
+    return with_example
+
+
 def make_tool(function: ToolFunction, name: str | None = None) -> Tool:
     """A tool from a function with type hints and a docstring in Google's form.
 
@@ -100,7 +113,8 @@ def make_tool(function: ToolFunction, name: str | None = None) -> Tool:
                 "give it a type that JSON has"
             )
     schema["function"]["name"] = name
-    return Tool(name, function, schema, parameters, getattr(function, "instant", False))
+    shown, is_instant = getattr(function, "example", None), getattr(function, "instant", False)
+    return Tool(name, function, schema, parameters, shown, is_instant)
 
 
 def make_toolbox(tools: Iterable[Tool]) -> dict[str, Tool]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import transformers
 
@@ -62,7 +63,8 @@ def load_tool_chat(
 ) -> ToolChat:
     """The chat with the experiment's tools, by the names that the model uses, and the user's own.
 
-    The system prompt says how to call them, unless the chat template does. Raises `UserError` for a
+    The system prompt says how to call them, unless the chat template does, or the model is one that
+    knows (`--system-prompt` is None). Raises `UserError` for a
     function that is no tool, a class that is no environment, two tools of one name, and a template
     that cannot hold the calls.
     """
@@ -70,21 +72,36 @@ def load_tool_chat(
     own = [make_tool(import_function("--tool", path)) for path in config.tool]
     environments = EnvironmentFactory(config.environment) if config.environment else None
     toolbox = make_toolbox([*given, *own, *(environments.tools if environments else ())])
-    system_prompt = config.system_prompt
-    if system_prompt and config.tool_format == "tags":
-        system_prompt = f"{system_prompt}\n\n{describe(toolbox)}"
+    system_prompt = config.system_prompt or ""
+    if config.system_prompt is not None and config.tool_format == "tags" and toolbox:
+        system_prompt = f"{system_prompt}\n\n{describe(toolbox)}".lstrip()
     return ToolChat(tokenizer, system_prompt, toolbox, config.tool_format, environments, options)
 
 
 def describe(toolbox: Mapping[str, Tool]) -> str:
-    """What the tools are for and how they are called between tags."""
+    """What the tools are for and how they are called between tags, with a call that was made."""
     lines = ["You may call a tool by writing one of these, and will be told what it says:"]
     for tool in toolbox.values():
         function = tool.schema["function"]
         parameter = function["parameters"]["properties"][tool.main_parameter]
         meaning = f"{function['description']} {parameter.get('description', '')}".strip()
         lines.append(f"<tool:{tool.name}>{tool.main_parameter}</tool>  {meaning}")
+    tool = next(iter(toolbox.values()))
+    text, reply = tool.example or (_some_value(tool), f"(what {tool.name} says)")
+    lines.append(f"For example, you write: <tool:{tool.name}>{text}</tool>")
+    lines.append(f"You stop there, and are told: {reply}")
     return "\n".join(lines)
+
+
+def _some_value(tool: Tool) -> str:
+    """Text that may stand between the tags."""
+    candidates: tuple[Any, ...] = (3, 1.5, True, ["a"], [1], {"a": 1}, {"a": "b"}, None)
+    fits = [value for value in candidates if tool.accepts(tool.main_parameter, value)]
+    declared = tool.schema["function"]["parameters"]["properties"][tool.main_parameter]
+    chosen: list[Any] = declared.get("enum") or ([] if tool.takes_text else fits)
+    if not chosen:
+        return f"some {tool.main_parameter}"
+    return chosen[0] if isinstance(chosen[0], str) else json.dumps(chosen[0])
 
 
 def converse_with_tools(
