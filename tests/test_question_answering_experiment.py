@@ -168,6 +168,21 @@ def broken(passages):
 
 
 @pytest.mark.slow
+def test_all_that_is_held_out_may_be_in_new_words(script, tmp_path):
+    tasks = [json.loads(line) for line in script.Config.data_file.read_text().splitlines()]
+    chosen = [task for task in tasks if task["new_wording"] or not task["held_out"]]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(task) + "\n" for task in chosen))
+    flags = ("--data-path", str(questions), "--max-steps", "1", "--log-dir", str(tmp_path))
+    assert complain(script, [*SMALL_TALK, *flags, "--run-name", "new"]) == (0, "")
+    rows = read_rows(tmp_path / EXPERIMENT / "new" / "metrics.jsonl")
+    evaluated = [row for row in rows if any(name.startswith("eval/") for name in row)]
+    assert len(evaluated) == 2
+    assert all("eval/accuracy" not in row for row in evaluated)
+    assert all(0 <= row["eval/accuracy_new_wording"] <= 1 for row in evaluated)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tool_format", ["hermes", "tags"])
 def test_own_documents_questions_and_retriever_with_a_hub_model(
     script, tmp_path, monkeypatch, tool_format

@@ -23,6 +23,7 @@ from common.flags.objective_flag import load_objective
 from common.flags.train_config import TrainConfig
 from common.logger.logger import Logger
 from common.logger.metrics import (
+    Metrics,
     RunStatistics,
     batch_metrics,
     kept_metrics,
@@ -252,9 +253,11 @@ class Session:
         is_apart = [bool(column and group.task.columns.get(column)) for group in groups]
         kept = [group for group, other in zip(groups, is_apart, strict=True) if not other]
         apart = [group for group, other in zip(groups, is_apart, strict=True) if other]
-        metrics = self.statistics.add_evaluation(kept, tags=self.judge.right_in_tags)
-        if isinstance(self.config, MultiTurnConfig):
-            metrics |= tool_evaluation_metrics(kept)
+        metrics: Metrics = {}
+        if any(group.rollouts for group in kept):
+            metrics |= self.statistics.add_evaluation(kept, tags=self.judge.right_in_tags)
+            if isinstance(self.config, MultiTurnConfig):
+                metrics |= tool_evaluation_metrics(kept)
         if any(group.rollouts for group in apart):
             metrics[f"eval/accuracy_{column}"] = share_correct(apart)
         self.logger.log_batch(step, metrics)
