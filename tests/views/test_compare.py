@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,7 +21,7 @@ from common.flags.train_config import TrainConfig, resolve_defaults
 from common.run.directory import choose_run, create_run
 from common.views.compare.__main__ import CompareConfig, main
 from common.views.compare.charts import FIRST, SECTIONS, lines
-from common.views.compare.groups import Spread, differences, group_by_seed, run_labels
+from common.views.compare.groups import Spread, best_first, differences, group_by_seed, run_labels
 from common.views.compare.runs import Position, projects_of, read_run, read_runs
 from common.views.compare.table import (
     amount,
@@ -92,7 +93,7 @@ def test_text_histograms_tables_and_what_is_not_finite_make_no_curve(tmp_path):
     odd = {"rollouts/batch_step": 1, "rollouts/kl_mean": None, "eval/x": float("inf")}
     run = read_run(write_run(tmp_path, "run", [*whole_run(), odd]))
     assert set(run.curves) == {
-        *("eval/accuracy", "training_step/loss", "training_epoch/loss_mean"),
+        *("eval/accuracy", "eval/returns_mean", "training_step/loss", "training_epoch/loss_mean"),
         *("rollouts/returns_mean", "rollouts/total_rollouts", "time/step_s"),
         *("rollouts/completion_tokens_mean", "training/completed", "final_reward"),
     }
@@ -324,6 +325,30 @@ def test_the_terminal_shows_each_run_and_the_mean_of_the_seeds(tmp_path):
     ]
     shown = text_of(differences_table(groups))
     assert [line.split() for line in shown.splitlines()][3] == ["lr", "1:", "5e-07", "2:", "1e-06"]
+
+
+def test_groups_are_ranked_by_what_tells_them_apart(tmp_path):
+    """By the accuracy of the mean seed; where it is 0 everywhere, by the held-out return."""
+
+    def ranked() -> tuple[list[str], str | None]:
+        groups, metric = best_first(group_by_seed(read_runs([str(tmp_path)])[0]))
+        return [group.label for group in groups], metric
+
+    def ends_with(name: str, accuracy: float, returns: float, seed: int = 1, **flags) -> None:
+        row = {"eval/accuracy": accuracy, "eval/returns_mean": returns}
+        write_run(tmp_path, name, [{"rollouts/batch_step": 0, **row}], seed=seed, **flags)
+
+    ends_with("a", 0.0, 0.3, lr=1)
+    ends_with("b-seed1", 0.0, 0.9, seed=1, lr=2)
+    ends_with("b-seed2", 0.0, 0.7, seed=2, lr=2)
+    write_run(tmp_path, "0", [], lr=3)
+    ends_with("c", 0.0, 0.3, lr=4)
+    assert ranked() == (["b", "a", "c", "0"], "eval/returns_mean")
+    ends_with("d", 0.5, 0.1, lr=5)
+    assert ranked() == (["d", "a", "b", "c", "0"], "eval/accuracy")
+    for name in ("b-seed1", "b-seed2", "d"):
+        shutil.rmtree(tmp_path / "experiment_a" / name)
+    assert ranked() == (["0", "a", "c"], None)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from common.packages import require
 from common.printable import printable
 from common.run.files import replace_text
 from common.views.compare.charts import SECTIONS
-from common.views.compare.groups import RunGroup, group_by_seed
+from common.views.compare.groups import RunGroup, best_first, group_by_seed
 from common.views.compare.page import html_page
 from common.views.compare.runs import ComparedRun, projects_of, read_runs
 from common.views.compare.table import differences_table, group_lines, results_table
@@ -45,7 +45,9 @@ def main(config: CompareConfig) -> None:
     require("plotly", "make compare")
     console = Console()
     runs, complaints = read_runs(config.runs)
-    groups = group_by_seed(runs)
+    groups, metric = best_first(group_by_seed(runs))
+    if metric is not None:
+        console.print(f"best first, by the last {metric}", highlight=False)
     for line in group_lines(groups):
         console.print(line, soft_wrap=True)
     console.print(results_table(groups))

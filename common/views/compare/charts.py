@@ -25,6 +25,7 @@ SECTIONS = {
 # What the page draws before anything is chosen.
 FIRST = (
     "eval/accuracy",
+    "eval/returns_mean",
     "rollouts/returns_mean",
     "rewards/correctness_rate",
     "rollouts/kl_mean",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections import Counter
@@ -19,6 +20,9 @@ from common.views.compare.runs import ComparedRun
 _COMPARED = {"max_steps", "eval_interval", "eval_samples", "eval_group_size", "eval_temperature"}
 # Digests and the like, of which a few characters tell two apart.
 _SHOWN_OF_A_DIGEST = 9
+
+# Which run is better: the first of these that tells them apart says it.
+RANKED_BY = ("eval/accuracy", "eval/returns_mean", "rollouts/returns_mean")
 
 # What stands for a flag that an experiment does not have.
 ABSENT = "-"
@@ -67,6 +71,22 @@ def group_by_seed(runs: Sequence[ComparedRun]) -> list[RunGroup]:
         )
         for name, note, numbers in zip(names, notes, members, strict=True)
     ]
+
+
+def best_first(groups: Sequence[RunGroup]) -> tuple[list[RunGroup], str | None]:
+    """The groups by the first metric that tells them apart, and that metric.
+
+    They stay in their order where none does: all have an accuracy of 0 where nobody has said what
+    is right, and nothing follows from that.
+    """
+    for metric in RANKED_BY:
+        finals = [[run.final(metric) for run in group.runs] for group in groups]
+        known = [[value for value in values if value is not None] for values in finals]
+        means = [statistics.fmean(values) if values else -math.inf for values in known]
+        if len(set(means) - {-math.inf}) > 1:
+            order = sorted(range(len(groups)), key=means.__getitem__, reverse=True)
+            return [groups[number] for number in order], metric
+    return list(groups), None
 
 
 def compared(run: ComparedRun) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def _metric(title: str, metric: str, best: bool = False) -> Column:
 COLUMNS = (
     _metric("accuracy final", "eval/accuracy"),
     _metric("accuracy best", "eval/accuracy", best=True),
-    _metric("final reward", "final_reward"),
+    _metric("held-out return", "eval/returns_mean"),
     _metric("return final", "rollouts/returns_mean"),
     _metric("return best", "rollouts/returns_mean", best=True),
     Column("time", "time/step_s", lambda run: run.end.seconds, duration),
