@@ -63,7 +63,7 @@ def entropy_collapse(history: Sequence[BatchRow]) -> str | None:
     entropy = _last(history, "rollouts/entropy_mean")
     right = _last(history, "rewards/correctness_rate")
     if entropy and right and max(entropy) < MIN_ENTROPY and max(right) < SOLVED:
-        return f"the entropy is {entropy[-1]:.4f} nats per token with {right[-1]:.0%} right"
+        return f"the entropy is {entropy[-1]:.4f} nats per token with {_share(right)}"
     return None
 
 
@@ -82,7 +82,8 @@ def reward_flat(history: Sequence[BatchRow]) -> str | None:
     half = len(returns) // 2
     gain = statistics.fmean(returns[half:]) - statistics.fmean(returns[:half])
     if abs(gain) < MIN_PROGRESS:
-        return f"over {len(returns)} batches the mean return changed by {gain:+.4f}"
+        changed = f"over {len(returns)} batches the mean return changed by {gain:+.4f}"
+        return f"{changed} with {_share(right)}"
     return None
 
 
@@ -189,6 +190,11 @@ class Health:
             self.add(numbers)
             if "rollouts/returns_mean" in row:
                 self.end_batch()
+
+
+def _share(right: Sequence[float]) -> str:
+    """How much was right in the last batch; with a doubt where nothing has been."""
+    return f"{right[-1]:.0%} right" if any(right) else "nothing right by what --correct says is"
 
 
 def _last(history: Sequence[BatchRow], name: str, count: int = IN_A_ROW) -> list[int | float]:

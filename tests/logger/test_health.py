@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from common.logger.health import HISTORY, RULES, Health
+from common.logger.health import HISTORY, RULES, Health, entropy_collapse, reward_flat
 
 FINE = {
     "rollouts/kl_mean": 0.02,
@@ -50,6 +50,20 @@ def test_low_entropy_of_a_policy_that_is_right_is_no_collapse():
     low = {"rollouts/entropy_mean": 0.001}
     assert holds("entropy_collapse", *[{**low, "rewards/correctness_rate": 0.79}] * 3)
     assert not holds("entropy_collapse", *[{**low, "rewards/correctness_rate": 0.8}] * 3)
+
+
+def test_where_nothing_has_been_right_the_alarm_doubts_what_is_said_to_be():
+    low = {"rollouts/entropy_mean": 0.001, "rewards/correctness_rate": 0.0}
+    flat = {"rollouts/returns_mean": 0.9, "rewards/correctness_rate": 0.0}
+    end = "with nothing right by what --correct says is"
+    entropy = "the entropy is 0.0010 nats per token"
+    assert entropy_collapse([low] * 3) == f"{entropy} {end}"
+    assert entropy_collapse([low, low, {**low, "rewards/correctness_rate": 0.1}]) == (
+        f"{entropy} with 10% right"
+    )
+    assert reward_flat([flat] * HISTORY) == (
+        f"over {HISTORY} batches the mean return changed by +0.0000 {end}"
+    )
 
 
 def test_a_reward_is_flat_if_half_of_the_history_is_as_the_other_and_much_is_wrong():

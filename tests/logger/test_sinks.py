@@ -14,10 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.util.tensor_util import make_ndarray
 
-from common.logger.logger import Logger
+from common.logger.logger import SAMPLE_COLUMNS, Logger
 from common.logger.media import Bars, Histogram, Table, as_json, from_json
 from common.logger.sinks import ConsoleSink, JsonlSink
 from common.logger.tensorboard_sink import TensorBoardSink
+from common.rewards.outcome import Failure
+from common.rewards.transcript import Transcript
+from common.rollout.trajectory import Group, Rollout, Trajectory
+from common.tasks.task import Task
 from tests.helpers import random_experiences, read_rows
 
 
@@ -49,6 +53,39 @@ def logger(tmp_path, console) -> Logger:
         ConsoleSink(3, console),
     ]
     return Logger(sinks, console, tmp_path / "samples.jsonl")
+
+
+def test_an_evaluation_is_a_line_of_what_there_is(console):
+    sink = ConsoleSink(3, console)
+    evaluation = {"rollouts/batch_step": 0, "eval/accuracy": 0.25, "eval/returns_mean": 0.5}
+    sink.log(evaluation)
+    sink.log({**evaluation, "eval/format_rate": 1.0})
+    sink.close(0)
+    assert " ".join(console.file.getvalue().split()) == (
+        "held-out accuracy 25.0%, return 0.500 "
+        "held-out accuracy 25.0%, return 0.500, answer tags in 100.0%"
+    )
+
+
+def test_what_a_reward_failed_on_is_in_the_samples_and_said_once(logger, console, tmp_path):
+    scores = {"judge": None, "short": 1.0}
+    failure = Failure("--reward a.py:judge", "raised KeyError: 'x'")
+    trajectory = Trajectory((), failure.kind)
+    failed = Rollout(trajectory, Transcript("y"), scores, 1.0, False, failure)
+    fine = Rollout(Trajectory((), "stop"), Transcript("z"), {**scores, "judge": 0.5}, 1.5, True)
+    group = Group(Task(0, "?", "!"), [fine], [0.0], errored=[failed, failed])
+    with logger:
+        logger.log_samples(1, [group], "train")
+        logger.log_errored(1, [group])
+    rows = strict_rows(tmp_path / "samples.jsonl")
+    assert [(row["split"], row["correct"], row["judge"]) for row in rows] == [
+        ("train", True, 0.5),
+        *[("errored", False, None)] * 2,
+    ]
+    assert [row.get("failure") for row in rows] == [None, *[failure.text] * 2]
+    assert set().union(*rows) <= {*SAMPLE_COLUMNS, *scores}
+    said = console.file.getvalue().replace("\n", " ")
+    assert said.count("not scored: --reward a.py:judge: raised KeyError: 'x'") == 1
 
 
 def test_what_is_not_finite_is_null_in_the_file_and_reported_once(tmp_path, logger, console):

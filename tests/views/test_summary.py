@@ -9,14 +9,23 @@ from common.run.directory import Run, RunDirectory
 from common.views.summary import before_and_after
 
 EVALUATED = [
-    {"rollouts/batch_step": 0, "eval/accuracy": 0.25, "eval/format_rate": 0.5},
-    {"rollouts/batch_step": 4, "eval/accuracy": 0.75, "eval/format_rate": 1.0},
+    {"eval/accuracy": 0.25, "eval/returns_mean": 0.3, "eval/format_rate": 0.5},
+    {"eval/accuracy": 0.75, "eval/returns_mean": 0.85, "eval/format_rate": 1.0},
 ]
 
 
 def sample(step: int, question: str, answer: str, text: str) -> dict[str, object]:
     named = {"question": question, "ground_truth": answer, "completion": text}
     return {"step": step, "split": "held out", **named}
+
+
+def test_answer_tags_are_not_spoken_of_where_nothing_is_said_of_them(tmp_path):
+    directory = RunDirectory(tmp_path, tmp_path)
+    rows = [{name: row[name] for name in row if "format" not in name} for row in EVALUATED]
+    directory.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = Run(directory, Checkpoints(tmp_path, 2), None, False, writes=True)
+    said = before_and_after(run).splitlines()
+    assert said[1] == "held-out accuracy 25.0% -> 75.0%, return 0.300 -> 0.850"
 
 
 def test_each_completion_is_shown_once_below_its_task(tmp_path):
@@ -33,7 +42,7 @@ def test_each_completion_is_shown_once_below_its_task(tmp_path):
     run = Run(directory, Checkpoints(tmp_path, 2), None, False, writes=True)
     assert before_and_after(run).splitlines() == [
         "",
-        "held-out accuracy 25.0% -> 75.0%, answer tags 50.0% -> 100.0%",
+        "held-out accuracy 25.0% -> 75.0%, return 0.300 -> 0.850, answer tags 50.0% -> 100.0%",
         "",
         "Which?  (A)",
         "  before: old A1",
