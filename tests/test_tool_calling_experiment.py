@@ -220,7 +220,7 @@ def test_a_hub_model_with_a_bpe_tokenizer_and_its_template(
         (["--max-turns", "0"], "--max-turns 0: must be at least 1"),
         (["--tool-timeout", "0"], "--tool-timeout 0"),
         (["--max-tool-tokens", "2"], "--max-tool-tokens 2: must be at least 8"),
-        (["--tool-format", "xml"], "--tool-format xml: must be one of"),
+        (["--tool-format", "json"], "--tool-format json: must be one of"),
         (["--tool-format", "hermes"], "does not show tools and how to call them"),
         (["--reward-weights", "answer_check=1"], "unknown reward; known: tool_call_format"),
     ],
@@ -245,7 +245,7 @@ def test_mistakes(script, tmp_path, monkeypatch, arguments, expected):
             "{% for message in messages %}{% if message['role'] == 'tool' %}"
             "{{ raise_exception('roles must alternate') }}{% endif %}{{ message['content'] }}"
             "{% endfor %}",
-            "cannot render user, assistant, tool messages (roles must alternate)",
+            "cannot render system, user, assistant, tool messages (roles must alternate)",
         ),
     ],
 )
