@@ -48,7 +48,7 @@ class Config(TrainConfig):
     max_length: int = by_model(bundled=160, other=1024)
     train_batch_size: int = 128
     epochs_per_step: int = 1
-    lr: float = by_model(bundled=4e-4, other=1e-6, lora_times=10)
+    lr: float = by_model(bundled=4e-4, other=1e-6, lora=by_model(bundled=2e-3, other=1e-5))
     clip_eps: float = by_objective(0.2)
     kl_weight: float = 0.01
 

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -37,22 +36,20 @@ class OpenDefault:
 
 @dataclass(frozen=True)
 class ByModel(OpenDefault):
-    """One value for a bundled model, another for any other; a multiple of it for adapters."""
+    """One value for a bundled model, another for any other; under LoRA perhaps others."""
 
     bundled: Any
     other: Any
-    lora_times: int | None
+    lora: ByModel | None
 
     def __str__(self) -> str:
         text = f"{_shown(self.bundled)} for a bundled model, else {_shown(self.other)}"
-        return f"{text}; {self.lora_times} times that with --lora-rank" if self.lora_times else text
+        return f"{text}; with --lora-rank {self.lora}" if self.lora else text
 
-    def value(self, config: TrainConfig, *, bundled: bool) -> Any:
-        value = self.bundled if bundled else self.other
-        if not (config.lora_rank and self.lora_times):
-            return value
-        # In decimals: ten times 1e-6 is 9.999999999999999e-06 in binary.
-        return float(Decimal(str(value)) * self.lora_times)
+    def value(self, *, bundled: bool, lora: bool) -> Any:
+        if lora and self.lora:
+            return self.lora.value(bundled=bundled, lora=lora)
+        return self.bundled if bundled else self.other
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,9 @@ def _shown(value: object) -> str:
     return "none" if value in (None, "") else str(value)
 
 
-def by_model(*, bundled: Any, other: Any, lora_times: int | None = None) -> Any:
-    """A default for a field of any type, or for one of numbers that is multiplied under LoRA."""
-    return ByModel(bundled, other, lora_times)
+def by_model(*, bundled: Any, other: Any, lora: Any = None) -> Any:
+    """A default for a field of any type, and another such one for the training of adapters."""
+    return ByModel(bundled, other, lora)
 
 
 def by_objective(otherwise: Any) -> Any:
@@ -174,7 +171,7 @@ class OptimizerFlags:
     """Sequences per forward pass. Costs memory; changes no number beyond rounding."""
     epochs_per_step: int = 1
     """Passes over the replay buffer per rollout batch."""
-    lr: float = by_model(bundled=4e-4, other=1e-6, lora_times=10)
+    lr: float = by_model(bundled=4e-4, other=1e-6, lora=by_model(bundled=2e-3, other=1e-5))
     """AdamW's learning rate; adapters need a higher one than all weights."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up: constant, or a decay to zero."""
@@ -441,7 +438,7 @@ def resolve_defaults(config: ConfigType, *, bundled: bool) -> ConfigType:
     for field in dataclasses.fields(config):
         match getattr(config, field.name):
             case ByModel() as default:
-                values[field.name] = default.value(config, bundled=bundled)
+                values[field.name] = default.value(bundled=bundled, lora=config.lora_rank > 0)
             case ByObjective(otherwise):
                 values[field.name] = of_row.get(field.name, otherwise)
     if values.get("system_prompt"):

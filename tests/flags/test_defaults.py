@@ -11,9 +11,9 @@ from tests.helpers import EXPERIMENTS, load_script
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize(
     ("bundled", "lora_rank", "expected"),
-    [(True, 0, 4e-4), (False, 0, 1e-6), (True, 16, 4e-3), (False, 16, 1e-5)],
+    [(True, 0, 4e-4), (False, 0, 1e-6), (True, 16, 2e-3), (False, 16, 1e-5)],
 )
-def test_adapters_have_ten_times_the_learning_rate_of_all_weights(
+def test_adapters_have_a_higher_learning_rate_than_all_weights(
     experiment, bundled, lora_rank, expected
 ):
     config_class = load_script(experiment).Config
