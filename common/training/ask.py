@@ -14,6 +14,7 @@ from common.command import run_command
 from common.errors import UserError
 from common.models.device import resolve_device
 from common.models.load import ModelOptions, load_policy, load_tokenizer
+from common.models.vocabulary import num_tokens
 from common.repository import REPOSITORY
 from common.rollout.chat import ChatFormat
 from common.rollout.rollout import single_turn
@@ -54,8 +55,11 @@ def script_of_run(directory: Path) -> Path | None:
 
 def main(config: AskConfig) -> None:
     chat = ChatFormat(load_tokenizer(config.model), config.system_prompt)
+    options = ModelOptions(
+        config.model, resolve_device("auto"), num_tokens=num_tokens(chat.tokenizer)
+    )
     talk_with(
-        load_policy(ModelOptions(config.model, resolve_device("auto"))),
+        load_policy(options),
         chat,
         lambda max_length: single_turn,
         Sampling(config.temperature, 1.0),
