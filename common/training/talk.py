@@ -17,7 +17,6 @@ from rich.console import Console
 from common.flags.train_config import TrainConfig
 from common.models.load import load_policy, max_positions, stop_token_ids
 from common.models.vocabulary import num_tokens
-from common.models.vocabulary import num_tokens
 from common.printable import printable, storable
 from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
