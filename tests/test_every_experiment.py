@@ -34,12 +34,12 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The run directory of a small run of each experiment, with a rubric."""
+    """The run directory of a small run of each experiment, with a rubric and a second draw."""
     root = tmp_path_factory.mktemp("runs")
     for experiment in EXPERIMENTS:
         kind = "search" if experiment == "experiment_multiturn_qa" else "arithmetic"
         rubric = REPOSITORY / "data" / "rubrics" / f"{kind}.yaml"
-        flags = (*SMALL, "--rubric-file", str(rubric))
+        flags = (*SMALL, "--rubric-file", str(rubric), "--dynamic-sampling", "2")
         output = train_here(*flags, experiment=experiment, log_dir=root)
         name = rubric.read_text(encoding="utf-8").partition("name: ")[2].partition("\n")[0]
         assert f"Loaded rubric: {name} (4 criteria)" in output

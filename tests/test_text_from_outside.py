@@ -182,8 +182,6 @@ def test_a_run_of_before_can_be_looked_at(tmp_path, capsys):
 
 
 NASTY = '''
-from common.rewards.reward import Score
-
 class Room:
     """An environment that says what cannot be written down."""
 
@@ -199,7 +197,7 @@ class Room:
         return door
 
 def odd(completion, task):
-    return Score(0.5, {"criteria/odd/\\ud83d": 1.0})
+    return 0.5
 
 def failing(completion, task):
     raise ValueError("half \\ud83d of it")

@@ -30,8 +30,9 @@ def check_decoding(policy: TokenLogProbs, token_ids: Sequence[int], name: str) -
 
     Two prompts of unequal length, made of `token_ids`, are continued side by side with a cache, as
     in sampling; the log-probs must be those of a single pass over both, as in learning. They must
-    not depend on what comes later, either.
+    not depend on what comes later, either. All at temperature 1: a low one multiplies rounding.
     """
+    policy = TokenLogProbs(policy.model, 1.0, use_bfloat16=policy.use_bfloat16)
     text = list(islice(cycle(token_ids), max(LENGTHS)))
     rows = [text[:length] for length in LENGTHS]
     computed = _computed(policy, rows)
@@ -84,7 +85,7 @@ def _decoded(policy: TokenLogProbs, rows: Sequence[list[int]]) -> list[Tensor]:
         batch = DecodeBatch.read(model, [tuple(row[:-DECODED]) for row in rows])
         for place in range(-DECODED, 0):
             tokens = torch.tensor([row[place] for row in rows], device=model.device)
-            log_probs = torch.log_softmax(batch.logits.float() / policy.temperature, dim=-1)
+            log_probs = torch.log_softmax(batch.logits.float(), dim=-1)
             steps.append(log_probs.gather(-1, tokens[:, None])[:, 0])
             batch.append(model, tokens, torch.ones_like(tokens, dtype=torch.bool))
     return list(torch.stack(steps, dim=1))

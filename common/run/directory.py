@@ -118,8 +118,8 @@ def choose_run(config: TrainConfig, say: Callable[[str], None], num_processes: i
     if not config.resume:
         return Run(directory, checkpoints, None, False)
     saved = read_config(directory)
-    refuse_other_numbers(config, saved)
     refuse_other_content(config, saved)
+    refuse_other_numbers(config, saved)
     _lock(directory)
     checkpoint = checkpoints.newest_whole(say)
     if checkpoint is None:

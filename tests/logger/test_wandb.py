@@ -561,7 +561,7 @@ def test_wandb_mode_disabled_writes_nothing(tmp_path):
     with FakeWandbServer() as server:
         run = log(tmp_path, WANDB_MODE="disabled", **account(server))
         assert server.bodies == []
-    assert "W&B initialized: default_project/run (disabled)\n" in run.output
+    assert "W&B is off: WANDB_MODE=disabled\n" in run.output
     assert len(run.rows) == 7 * STEPS + 2
     assert list(run.directory.rglob("*.wandb")) == []
 

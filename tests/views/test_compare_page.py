@@ -198,7 +198,7 @@ def test_metrics_can_be_found_added_and_removed(page):
         "document.querySelector('figure[data-metric=\"time/step_s\"] button').click()"
     )
     assert "time/step_s" not in dict(page.execute_script(TRACES))
-    assert page.find_element(By.ID, "metric-count").text.startswith("4 of")
+    assert page.find_element(By.ID, "metric-count").text.startswith("5 of")
 
 
 def test_the_tables_have_the_results_and_the_differences(page):
