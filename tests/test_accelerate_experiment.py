@@ -56,6 +56,9 @@ def test_launched_without_any_configuration_it_does_the_same(base, tmp_path, exp
     )
     code, printed = finish(process)
     assert code == 0, printed
+    # As in a run of one process, which can go on as this one, and the other way round.
+    (record,) = tmp_path.glob("*/*/config.json")
+    assert json.loads(record.read_text())["dtype"] == "auto"
     rows = rows_of(tmp_path, experiment)
     if experiment == "experiment_accelerate":
         assert rows == base

@@ -6,6 +6,7 @@ batch, so that shares add up to its loss however it was split.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,10 @@ class BatchTotals:
     """All of them, those with zero advantage and empty ones included."""
     tokens: int
     """Sampled tokens."""
+
+
+# From losses per token, their mask and the optimizer batch's totals to the micro-batch's share.
+Aggregate = Callable[[Tensor, Tensor, BatchTotals], Tensor]
 
 
 def sequence_mean(

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from common.algo.advantages import ComparedBatch
-from common.algo.aggregation import BatchTotals
+from common.algo.aggregation import Aggregate, BatchTotals
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Objective:
     surrogate: Callable[[Tensor, TokenBatch], Surrogate]
     """From log-ratio and tokens to loss per token, and which tokens were clipped, None if it clips
     nothing (`common.algo.surrogate`)."""
-    aggregate: Callable[[Tensor, Tensor, BatchTotals], Tensor]
+    aggregate: Aggregate
     """From loss per token, mask and totals of the optimizer batch to the micro-batch's share
     (`common.algo.aggregation`)."""
     correction: Callable[[TokenBatch], Tensor] | None = None

@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
+from common.algo.aggregation import Aggregate
 from common.algo.kl import MAX_K3, kl_divergence_k3
 from common.logger.media import Table
-from common.replay_buffer import Experience, ExperienceBatch
+from common.replay_buffer import Experience, ExperienceBatch, totals_of
 from common.rewards.answers import is_tagged
 from common.rollout.trajectory import Group, Rollout
 
@@ -155,20 +156,30 @@ def _sampled_tokens(experiences: Sequence[Experience], name: str) -> np.ndarray:
     return torch.cat(rows).double().numpy() if rows else np.empty(0)
 
 
-def kl_gradient_share(experiences: Sequence[Experience], kl_weight: float) -> Metrics:
+def kl_gradient_share(
+    experiences: Sequence[Experience], kl_weight: float, aggregate: Aggregate
+) -> Metrics:
     """How much of the gradient is the KL penalty's, at the first update from a batch.
 
-    Of the squared slopes of the loss along the log-probs of all sampled tokens, which are the
-    advantages on the policy's side. Absent without a penalty.
+    Of the squared slopes of the loss along the log-probs of all sampled tokens. At a ratio of 1
+    those of the policy's loss are the advantages, as `aggregate` weighs them. Absent without a
+    penalty.
     """
-    old = torch.from_numpy(_sampled_tokens(experiences, "log_probs_old"))[None].requires_grad_()
-    ref = torch.from_numpy(_sampled_tokens(experiences, "log_probs_ref"))[None]
-    advantages = _sampled_tokens(experiences, "advantages")
-    if not kl_weight or old.shape != ref.shape or not len(advantages):
+    if not kl_weight or not experiences:
         return {}
-    penalty = kl_weight * kl_divergence_k3(old, ref, torch.ones_like(ref, dtype=torch.bool)).sum()
-    (slopes,) = torch.autograd.grad(penalty, old)
-    of_penalty, of_policy = float(slopes.square().sum()), float((advantages**2).sum())
+    batch = ExperienceBatch.collate(experiences, torch.device("cpu"))
+    if batch.log_probs_ref is None or batch.advantages is None:
+        return {}
+    log_probs = batch.log_probs_old.double().requires_grad_()
+    reference, totals = batch.log_probs_ref.double(), totals_of(experiences)
+    kl = kl_divergence_k3(log_probs, reference, batch.sampled)
+
+    def squared_slopes(per_token: Tensor) -> float:
+        (slopes,) = torch.autograd.grad(aggregate(per_token, batch.sampled, totals), log_probs)
+        return float(slopes.square().sum())
+
+    of_penalty = squared_slopes(kl_weight * kl)
+    of_policy = squared_slopes(batch.advantages * log_probs)
     both = of_penalty + of_policy
     return {"rollouts/kl_gradient_share": of_penalty / both} if both else {}
 
@@ -483,6 +494,7 @@ def batch_metrics(
     steps: Sequence[StepSums],
     seconds: Mapping[str, float],
     kl_weight: float,
+    aggregate: Aggregate,
 ) -> Metrics:
     """What is plotted over rollout batches, but for what a run remembers: the batch and its cost.
 
@@ -490,7 +502,7 @@ def batch_metrics(
     """
     metrics = {
         **rollout_metrics(groups, experiences),
-        **kl_gradient_share(experiences, kl_weight),
+        **kl_gradient_share(experiences, kl_weight, aggregate),
         **preference_metrics(experiences),
         **system_metrics(len(experiences)),
     }

@@ -27,7 +27,8 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 def make_accelerator(config: ConfigType) -> tuple[Accelerator, ConfigType]:
     """Accelerate on the device and in the precision of the flags, and the flags with that.
 
-    `--dtype auto` takes the precision of Accelerate's own configuration if that is bf16. Buffers
+    `--dtype auto` takes the precision of Accelerate's own configuration if that is bf16; otherwise
+    it stays, as it means the same in a run of one process. Buffers
     (tables of positions) are the same on all ranks and are not broadcast before every forward pass.
 
     Raises `UserError` for a launch that would run as fewer processes than were asked for, and for a
@@ -55,8 +56,10 @@ def make_accelerator(config: ConfigType) -> tuple[Accelerator, ConfigType]:
             "process(es), each of which would train alone; use: "
             f"accelerate launch --multi_gpu --num_processes {world_size} train.py"
         )
-    dtype = "bfloat16" if accelerator.mixed_precision == "bf16" else "float32"
-    return accelerator, replace(config, dtype=dtype)
+    in_bfloat16 = accelerator.mixed_precision == "bf16"
+    if config.model_options(device).use_bfloat16 == in_bfloat16:
+        return accelerator, config
+    return accelerator, replace(config, dtype="bfloat16" if in_bfloat16 else "float32")
 
 
 @dataclass

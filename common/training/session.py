@@ -234,9 +234,15 @@ class Session:
         if self.objective.extras.of_advantages:
             advantages = [advantage for group in groups for advantage in group.advantages]
             self.logger.log_batch(step, self.objective.extras.of_advantages(advantages))
-        steps, seconds = self.learner.steps, self.timer.seconds
         drawn = [*groups, *self.left_out]
-        metrics = batch_metrics(drawn, experiences, steps, seconds, self.config.kl_weight)
+        metrics = batch_metrics(
+            drawn,
+            experiences,
+            self.learner.steps,
+            self.timer.seconds,
+            self.config.kl_weight,
+            self.objective.aggregate,
+        )
         metrics |= self.statistics.add_batch(drawn)
         if self.config.dynamic_sampling > 1:
             metrics |= kept_metrics(groups)

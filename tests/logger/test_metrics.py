@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from common.algo.aggregation import sequence_mean, token_mean
 from common.logger.metrics import (
     RunStatistics,
     StepSums,
@@ -92,7 +93,9 @@ def test_of_more_groups_than_are_learned_from_those_that_are_kept_have_metrics_o
 
 def test_the_speed_of_sampling_counts_what_a_tool_broke_off_and_what_is_not_learned_from():
     broken = replace(GROUPS[1], rollouts=[], errored=GROUPS[1].rollouts)
-    metrics = batch_metrics([GROUPS[0], broken], [], [], {"rollout": 2.0}, kl_weight=0.0)
+    metrics = batch_metrics(
+        [GROUPS[0], broken], [], [], {"rollout": 2.0}, kl_weight=0.0, aggregate=token_mean
+    )
     assert metrics["perf/rollout_tokens_per_s"] == (4 + 8 + 2 + 3) / 2
 
 
@@ -150,16 +153,23 @@ def test_the_share_of_the_kl_penalty_in_the_gradient():
     """k3 has the slope 1 - ref / policy: 1 - 9 and 0 here, times 0.5; the policy has 3 and 3. What
     is beyond the bound has none."""
     experiences = [make_experience(3.0, [-4.0, -2.0], [-4.0 + math.log(9), -2.0])]
-    share = kl_gradient_share(experiences, 0.5)
+    share = kl_gradient_share(experiences, 0.5, token_mean)
     assert share == {"rollouts/kl_gradient_share": pytest.approx(16 / (16 + 18), rel=1e-5)}
     beyond = [make_experience(3.0, [-12.0, -2.0], [-0.5, -2.0])]
-    assert kl_gradient_share(beyond, 0.5) == {"rollouts/kl_gradient_share": 0.0}
-    assert kl_gradient_share(experiences, 0.0) == {}
-    assert kl_gradient_share([make_experience(3.0, [-4.0, -2.0], None)], 0.5) == {}
+    assert kl_gradient_share(beyond, 0.5, token_mean) == {"rollouts/kl_gradient_share": 0.0}
+    assert kl_gradient_share(experiences, 0.0, token_mean) == {}
+    assert kl_gradient_share([make_experience(3.0, [-4.0, -2.0], None)], 0.5, token_mean) == {}
     without_signal = [make_experience(0.0, [-4.0, -2.0], [-4.0 + math.log(9), -2.0])]
-    assert kl_gradient_share(without_signal, 0.5) == {"rollouts/kl_gradient_share": 1.0}
+    assert kl_gradient_share(without_signal, 0.5, token_mean) == {"rollouts/kl_gradient_share": 1.0}
+    # A token of a short completion counts more.
+    short = replace(without_signal[0], sampled=torch.tensor([False, True, False]))
+    both = kl_gradient_share(
+        [short, make_experience(3.0, [-1.0, -1.0], [-1.0, -1.0])], 0.5, sequence_mean
+    )
+    squares = (4 / 2) ** 2, 2 * (3 / 2 / 2) ** 2
+    assert both["rollouts/kl_gradient_share"] == pytest.approx(squares[0] / sum(squares), rel=1e-5)
     unmoved = [make_experience(0.0, [-4.0, -2.0], [-4.0, -2.0])]
-    assert kl_gradient_share(unmoved, 0.5) == {}
+    assert kl_gradient_share(unmoved, 0.5, token_mean) == {}
 
 
 def test_preference_metrics_are_sums_over_completions_by_sign_of_the_advantage():
@@ -322,7 +332,7 @@ def test_the_speed_of_learning_counts_sampled_tokens_with_a_loss():
     steps[0].add(torch.tensor(0.0), make_batch([[True, True]]), torch.ones(1, 2))
     steps[1].add(torch.tensor(0.0), make_batch([[True, False], [False, False]]), torch.ones(2, 2))
     seconds = {"train": 0.5}
-    metrics = batch_metrics(GROUPS, [], steps, seconds, kl_weight=0.0)
+    metrics = batch_metrics(GROUPS, [], steps, seconds, kl_weight=0.0, aggregate=token_mean)
     assert metrics["perf/train_tokens_per_s"] == 3 / 0.5
 
 
