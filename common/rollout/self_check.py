@@ -20,8 +20,9 @@ DECODED = 10
 # Nats per token, on average. Rounding makes 1e-6 in float32, and 0.03 in bfloat16.
 TOLERANCE = 1e-4
 TOLERANCE_BFLOAT16 = 0.2
-# Two passes of one shape do not even round differently.
+# Two passes of one shape round alike, but for experts, of which each reads other tokens.
 TOLERANCE_AHEAD = 1e-5
+TOLERANCE_AHEAD_BFLOAT16 = 0.01
 
 
 @torch.no_grad()
@@ -31,22 +32,25 @@ def check_decoding(policy: TokenLogProbs, token_ids: Sequence[int], name: str) -
     Two prompts of unequal length, made of `token_ids`, are continued side by side with a cache, as
     in sampling; the log-probs must be those of a single pass over both, as in learning. They must
     not depend on what comes later, either. All at temperature 1: a low one multiplies rounding.
+    Weights in float32 are computed with in float32, whatever the run does: in bfloat16 rounding
+    hides what is wrong.
     """
-    policy = TokenLogProbs(policy.model, 1.0, use_bfloat16=policy.use_bfloat16)
+    is_exact = all(weights.dtype == torch.float32 for weights in policy.model.parameters())
+    use_bfloat16 = policy.use_bfloat16 and not is_exact
+    policy = TokenLogProbs(policy.model, 1.0, use_bfloat16=use_bfloat16)
     text = list(islice(cycle(token_ids), max(LENGTHS)))
     rows = [text[:length] for length in LENGTHS]
     computed = _computed(policy, rows)
     if not all(bool(torch.isfinite(row).all()) for row in computed):
         raise UserError(
             f"--model-name {name}: its log-probs are not finite (NaN); its weights are damaged or "
-            "overflow: take another checkpoint of it, or --dtype float32"
+            "overflow: take another checkpoint of it" + ("" if is_exact else ", or --dtype float32")
         )
-    is_exact = policy.model.dtype == torch.float32 and not policy.use_bfloat16
     kind = type(policy.model).__name__
     seen = min(LENGTHS)
     other_end, _ = _computed(policy, [text[:seen] + text[:1] * (len(text) - seen), rows[1]])
     ahead = _distance(computed[0][: seen - 1], other_end[: seen - 1])
-    if ahead > (TOLERANCE_AHEAD if is_exact else TOLERANCE_BFLOAT16):
+    if ahead > (TOLERANCE_AHEAD if is_exact else TOLERANCE_AHEAD_BFLOAT16):
         raise UserError(
             f"--model-name {name}: {kind} is no causal language model: what comes later moves the "
             f"log-probs of earlier tokens by {ahead:.2g} nats; take one that predicts the next "
