@@ -69,7 +69,8 @@ class Collector:
         first those whose rewards differ, then any.
 
         A group of which a tool or a reward left fewer than two rollouts to compare is dropped: it
-        has none. Raises `UserError` if that is so of every group.
+        has none. Raises `UserError` if that is so of every group, and if no conversation had room
+        for a token.
         """
         config = self._config
         groups: list[Group] = []
@@ -82,6 +83,12 @@ class Collector:
             if sum(map(self._teaches, groups)) >= config.rollouts_per_step:
                 break
         _check_scored(groups, f"step {step}")
+        if not any(r.trajectory.num_sampled for group in groups for r in group.rollouts):
+            raise UserError(
+                f"--max-length {config.max_length}: no token was sampled in step {step}, as what "
+                "conversations open with leaves no room; raise it, or lower --max-tool-tokens, "
+                "to which an environment's opening is cut"
+            )
         values = [(self._teaches(g), g.has_signal, bool(g.rollouts)) for g in groups]
         best_first = sorted(range(len(groups)), key=values.__getitem__, reverse=True)
         kept = set(best_first[: config.rollouts_per_step])

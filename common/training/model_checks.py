@@ -57,7 +57,7 @@ def check_tokens(
             )
 
     for task in tasks:
-        check(chat.prompt_ids(task.question), f"the prompt of task {task.task_id} holds")
+        check(chat.prompt_ids(task.question), f"the prompt of line {task.line} holds")
     check(stop_ids, "a turn ends with")
     if isinstance(chat, ToolChat):
         check(chat.bridge([], ""), "around the reply of a tool the chat template writes")

@@ -44,9 +44,12 @@ def leave_out_overlong(
             f"--max-length {config.max_length}: {count} leave no room for an answer: {which}; "
             "raise it, or leave them out with --overlong-prompts drop"
         )
-    say(f"left out {count}, which leave no room within --max-length {config.max_length}: {which}")
-    train, held_out = (
+    train, left = (
         [task for task in part if task.task_id not in overlong] for part in (train, held_out)
+    )
+    say(
+        f"left out {count}, which leave no room within --max-length {config.max_length}: {which}"
+        + ("; no held-out task is left: nothing is evaluated" if held_out and not left else "")
     )
     if len(train) < config.rollouts_per_step:
         raise UserError(
@@ -54,7 +57,7 @@ def leave_out_overlong(
             f"have prompts that fit into --max-length {config.max_length}; lower it, or raise "
             "--max-length"
         )
-    return train, held_out
+    return train, left
 
 
 def _prompt_lengths(chat: ChatFormat, tasks: Sequence[Task]) -> Iterator[int]:

@@ -11,12 +11,19 @@ from common.rollout.trajectory import Group
 def remarks(
     groups: Sequence[Group], looking_for_tags: Sequence[str], has_tools: bool
 ) -> Iterator[str]:
-    """Sentences on what is there in none of the completions, though something looks for it.
+    """Sentences on what is there in none of the completions, though something looks for it, and on
+    conversations that ended before a token was sampled.
 
     `looking_for_tags` are the names of what sees nothing but answer tags; `has_tools` says whether
     the policy has any to call.
     """
     rollouts = [rollout for group in groups for rollout in (*group.rollouts, *group.errored)]
+    if full := sum(rollout.trajectory.num_sampled == 0 for rollout in rollouts):
+        yield (
+            f"{full} of {len(rollouts)} conversations have no room for a token after what they "
+            "open with; raise --max-length, or lower --max-tool-tokens, to which an environment's "
+            "opening is cut"
+        )
     texts = [rollout.completion for rollout in rollouts]
     if looking_for_tags and not any(map(is_tagged, texts)):
         yield (

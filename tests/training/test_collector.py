@@ -140,6 +140,21 @@ def test_a_step_does_not_depend_on_how_many_draws_the_step_before_took(tokenizer
     assert collector.train(TASKS, 2) == alone
 
 
+def test_a_batch_without_a_single_token_ends_the_run(tokenizer):
+    collector, _ = collect(tokenizer)
+    rooms = iter([0] * 12 + [0] * 11 + [1])
+
+    def in_what_room_there_is(request: Request) -> Completion:
+        room = next(rooms)
+        return Completion([20] * room, [-1.0] * room, "context")
+
+    collector.generator = ScriptedGenerator(in_what_room_there_is)
+    with pytest.raises(UserError, match="^--max-length 160: no token was sampled in step 1, as "):
+        collector.train(TASKS, 1)
+    groups, _ = collector.train(TASKS, 2)
+    assert sum(r.trajectory.num_sampled for group in groups for r in group.rollouts) == 1
+
+
 def test_the_overlong_penalty_enters_the_reward(tokenizer):
     plain, _ = collect(tokenizer, max_completion_tokens=4)
     punishing, _ = collect(

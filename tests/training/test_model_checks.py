@@ -46,7 +46,7 @@ def test_a_word_beyond_the_embedding_is_refused_where_a_task_has_it(tokenizer):
     chat = ChatFormat(tokenizer, "")
     check_tokens("mine", KNOWN, {0}, chat, LEGS)
     assert complaint(chat, ZEBRAS) == (
-        "--model-name mine: the prompt of task 8 holds 'zebra', which is token 400 to the "
+        "--model-name mine: the prompt of line 9 holds 'zebra', which is token 400 to the "
         "tokenizer, and the model has 400; take the tokenizer that belongs to the model, or resize "
         "its embedding"
     )
@@ -54,13 +54,15 @@ def test_a_word_beyond_the_embedding_is_refused_where_a_task_has_it(tokenizer):
 
 def test_or_the_system_prompt(tokenizer):
     tokenizer.add_tokens(["zebra"])
-    assert "task 7 holds 'zebra'" in complaint(ChatFormat(tokenizer, "Count zebras."), LEGS)
+    assert "the prompt of line 8 holds 'zebra'" in complaint(
+        ChatFormat(tokenizer, "Count zebras."), LEGS
+    )
 
 
 def test_a_chat_template_with_delimiters_of_its_own_is_refused(tokenizer):
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     tokenizer.chat_template = CHATML
-    assert "task 7 holds '<|im_start|>', which is token 400" in complaint(
+    assert "line 8 holds '<|im_start|>', which is token 400" in complaint(
         ChatFormat(tokenizer, ""), LEGS
     )
 

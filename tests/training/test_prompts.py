@@ -69,6 +69,16 @@ def test_they_are_left_out_of_training_and_held_out_tasks_alike(tokenizer):
     assert "line 24 (" in line
 
 
+def test_that_no_held_out_task_is_left_is_said(tokenizer):
+    train, held_out, (line,) = leave_out(
+        tokenizer, SHORT[:8], [LONG[0], LONG[1]], overlong_prompts="drop"
+    )
+    assert (train, held_out) == (SHORT[:8], [])
+    assert line.endswith("; no held-out task is left: nothing is evaluated")
+    *_, (line,) = leave_out(tokenizer, [LONG[0], *SHORT[:8]], [], overlong_prompts="drop")
+    assert "held-out" not in line
+
+
 def test_what_is_left_must_fill_a_batch(tokenizer):
     with pytest.raises(
         UserError, match="--rollouts-per-step 8: only 7 training tasks have prompts"
