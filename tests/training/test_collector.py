@@ -149,7 +149,7 @@ def test_a_batch_without_a_single_token_ends_the_run(tokenizer):
         return Completion([20] * room, [-1.0] * room, "context")
 
     collector.generator = ScriptedGenerator(in_what_room_there_is)
-    with pytest.raises(UserError, match="^--max-length 160: no token was sampled in step 1, as "):
+    with pytest.raises(UserError, match=r"^--max-length 160: no token was sampled in step 1, as "):
         collector.train(TASKS, 1)
     groups, _ = collector.train(TASKS, 2)
     assert sum(r.trajectory.num_sampled for group in groups for r in group.rollouts) == 1
