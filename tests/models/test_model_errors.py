@@ -111,7 +111,7 @@ class TestADirectory:
         tokenizer.chat_template = CHATML
         tokenizer.save_pretrained(directory)
         message = complaint(tmp_path, "--model-name", str(directory))
-        assert "the prompt of task 0 holds '<|im_start|>', which is token 400" in message
+        assert "the prompt of line 1 holds '<|im_start|>', which is token 400" in message
 
 
 def test_weights_that_overflow_in_training_end_the_run_and_leave_its_checkpoint(

@@ -23,16 +23,9 @@ def directory(request, tmp_path_factory) -> str:
     return str(save_model(request.param, tmp_path_factory.mktemp(request.param)))
 
 
-def policy_of(
-    config_class: type[transformers.PreTrainedConfig],
-    *,
-    use_bfloat16: bool = False,
-    dtype: torch.dtype = torch.float32,
-    **settings,
-) -> TokenLogProbs:
+def policy_of(config_class: type[transformers.PreTrainedConfig], **settings) -> TokenLogProbs:
     shape = {**SMALL_SHAPE, "vocab_size": 400, "intermediate_size": 48, **settings}
-    model = build_model(config_class, **shape).to(dtype)
-    return TokenLogProbs(model, 0.8, use_bfloat16=use_bfloat16)
+    return TokenLogProbs(build_model(config_class, **shape), 0.8)
 
 
 def complaint_about(policy: TokenLogProbs, token_ids: list[int] = TEXT) -> str:
@@ -70,9 +63,9 @@ def test_common_architectures_pass_and_are_left_as_they_were(
 @pytest.mark.parametrize("use_bfloat16", [False, True])
 def test_a_model_that_sees_what_comes_later_is_refused(use_bfloat16, dtype):
     """One of random weights of the usual size hardly looks at anything, and is refused too."""
-    message = complaint_about(
-        policy_of(transformers.BertConfig, use_bfloat16=use_bfloat16, dtype=dtype)
-    )
+    policy = policy_of(transformers.BertConfig).to(dtype)
+    policy.use_bfloat16 = use_bfloat16
+    message = complaint_about(policy)
     assert "BertLMHeadModel is no causal language model" in message
     assert 0.015 < nats_in(message) < 0.025
 
@@ -81,13 +74,9 @@ def test_a_model_that_sees_what_comes_later_is_refused(use_bfloat16, dtype):
 def test_experts_in_bfloat16_do_not_see_ahead(use_bfloat16):
     shape = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
     policy = policy_of(
-        transformers.Qwen3MoeConfig,
-        use_bfloat16=use_bfloat16,
-        dtype=torch.bfloat16,
-        **shape,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-    )
+        transformers.Qwen3MoeConfig, **shape, num_key_value_heads=2, initializer_range=0.3
+    ).to(torch.bfloat16)
+    policy.use_bfloat16 = use_bfloat16
     check_decoding(policy, TEXT, "mine")
 
 
@@ -96,9 +85,8 @@ def test_one_that_decodes_rows_side_by_side_wrongly_is_refused(use_bfloat16):
     """Its recurrence runs over the padding of the shorter row. In bfloat16, too, which makes more
     of a difference than that."""
     shape = {"num_hidden_layers": 3, "num_key_value_heads": 1, "intermediate_size": 96}
-    policy = policy_of(
-        transformers.RecurrentGemmaConfig, use_bfloat16=use_bfloat16, lru_width=32, **shape
-    )
+    policy = policy_of(transformers.RecurrentGemmaConfig, lru_width=32, **shape)
+    policy.use_bfloat16 = use_bfloat16
     message = complaint_about(policy)
     assert "RecurrentGemmaForCausalLM decodes prompts side by side" in message
     assert nats_in(message) > 1e-3
