@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import itertools
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -20,6 +21,10 @@ MOST_THREADS = 256
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
+
+
+# Seconds that Python is left to others for, to see whether any of them computes in it.
+_PROBE = 0.001
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Background(Generic[Key, Result]):
         self._jobs: dict[int, _Job[Key]] = {}
         # A job that was given up may still come back, when its key has another.
         self._job_ids = itertools.count()
-        self._results: queue.SimpleQueue[tuple[int, Result]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuple[int, Future[Result]]] = queue.SimpleQueue()
 
     @property
     def busy(self) -> bool:
@@ -53,37 +58,102 @@ class Background(Generic[Key, Result]):
         self._start_queued()
 
     def _start_queued(self) -> None:
-        while self._queued and len(self._jobs) < MOST_THREADS:
+        while self._queued and self._has_room():
             key, work = self._queued.popleft()
             job_id = next(self._job_ids)
             self._jobs[job_id] = _Job(key, time.monotonic())
             _start_daemon(partial(self._work, job_id, work))
 
+    def _has_room(self) -> bool:
+        return len(self._jobs) < MOST_THREADS
+
     def _work(self, job_id: int, work: Callable[[], Result]) -> None:
-        self._results.put((job_id, work()))
+        future: Future[Result] = Future()
+        _fulfil(future, work)
+        self._results.put((job_id, future))
 
     def finished(self, wait: float = 0.0) -> list[tuple[Key, Result | None]]:
         """What has come back since the last time, None for what was given up.
 
-        Waits up to that many seconds for a first one.
+        Waits up to that many seconds for a first one. Raises what a function raised after all.
         """
-        finished: list[tuple[Key, Result | None]] = []
+        finished: list[tuple[Key, Result | None]] = [*self._back(wait)]
+        finished += self._given_up()
+        self._start_queued()
+        return finished
+
+    def _back(self, wait: float) -> list[tuple[Key, Result]]:
+        back: list[tuple[Key, Result]] = []
         while self._jobs:
             try:
-                job_id, result = self._results.get(block=wait > 0, timeout=wait)
+                job_id, outcome = self._results.get(block=wait > 0, timeout=wait)
             except queue.Empty:
                 break
             wait = 0.0
             if job := self._jobs.pop(job_id, None):
-                finished.append((job.key, result))
-        finished += self._given_up()
-        self._start_queued()
-        return finished
+                back.append((job.key, outcome.result()))
+        return back
 
     def _given_up(self) -> list[tuple[Key, None]]:
         now = time.monotonic()
         late = [job_id for job_id, job in self._jobs.items() if now - job.started > self._timeout]
         return [(job.key, None) for job in map(self._jobs.pop, late)]
+
+
+class BackgroundBatch(Background[Key, Result]):
+    """Does so for pieces of one batch, which compete with one another for Python.
+
+    Python computes in one thread at a time, so that among many each takes as long as all. First
+    there is one at work; whenever those at work leave Python free, because they wait for something
+    else, there are twice as many. And a piece is given up only if for `timeout` seconds no other
+    has come back either; then there are four times as many, so that many that hang are soon known.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(timeout)
+        self._threads = 1
+        self._last_back = time.monotonic()
+
+    def start(self, key: Key, work: Callable[[], Result]) -> None:
+        """To be run in its turn, as of the next call of `finished`."""
+        self._queued.append((key, work))
+
+    def finished(self, wait: float = 0.0) -> list[tuple[Key, Result | None]]:
+        self._start_queued()
+        return super().finished(min(wait, 10 * _PROBE) if self._queued else wait)
+
+    def _has_room(self) -> bool:
+        if len(self._jobs) == self._threads < MOST_THREADS and _python_is_free():
+            self._threads = min(2 * self._threads, MOST_THREADS)
+        return len(self._jobs) < self._threads
+
+    def _back(self, wait: float) -> list[tuple[Key, Result]]:
+        if back := super()._back(wait):
+            self._last_back = time.monotonic()
+        return back
+
+    def _given_up(self) -> list[tuple[Key, None]]:
+        if time.monotonic() - self._last_back <= self._timeout:
+            return []
+        given_up = super()._given_up()
+        if given_up:
+            self._threads = min(4 * self._threads, MOST_THREADS)
+        return given_up
+
+
+def _python_is_free() -> bool:
+    """Whether no other thread computes in Python: one that does keeps it for the whole interval."""
+    started = time.monotonic()
+    time.sleep(_PROBE)
+    return time.monotonic() - started < sys.getswitchinterval()
+
+
+def stops_the_run(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, which Python raises in the main thread alone."""
+    return (
+        isinstance(error, KeyboardInterrupt)
+        and threading.current_thread() is threading.main_thread()
+    )
 
 
 def awaited(value: Any) -> Any:
@@ -104,15 +174,15 @@ class _DaemonThreads(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001 (handed on to whoever awaits it)
-                future.set_exception(error)
-
-        _start_daemon(work)
+        _start_daemon(partial(_fulfil, future, partial(fn, *args, **kwargs)))
         return future
+
+
+def _fulfil(future: Future[Result], work: Callable[[], Result]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001 (handed on to whoever waits for it)
+        future.set_exception(error)
 
 
 def _start_daemon(work: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from common.background import Background, awaited
+from common.background import BackgroundBatch, awaited, stops_the_run
 from common.errors import UserError
 from common.own_code import complaint_about, import_function
 from common.plain_number import finite_number
@@ -94,36 +94,41 @@ class OwnFunction:
     ) -> list[tuple[int, Callable[[], list[Outcome]]]]:
         """What is to be called, each piece for so many completions, in their order."""
         if self.takes_batch:
-            return [(len(tasks), partial(self._of_batch, list(completions), list(tasks)))]
+            arguments = (list(completions), list(tasks))
+            return [(len(tasks), partial(self._guarded, len(tasks), self._of_batch, *arguments))]
         return [
-            (1, partial(self._of_one, completion, task))
+            (1, partial(self._guarded, 1, self._of_one, completion, task))
             for completion, task in zip(completions, tasks, strict=True)
         ]
 
     def late(self, timeout: float) -> Failure:
         return Failure(self.name, f"no score within {timeout:g} s", "reward_timeout")
 
+    def _guarded(
+        self, count: int, outcomes_of_calling: Callable[..., list[Outcome]], *arguments: Any
+    ) -> list[Outcome]:
+        """Whatever the user's code raises, in its call or in what it gave, is so many failures."""
+        try:
+            return outcomes_of_calling(*arguments)
+        # It may raise what ends a thread or a task, such as CancelledError: handed on as data.
+        except BaseException as error:
+            if stops_the_run(error):
+                raise
+            return [self._failure(complaint_about(error))] * count
+
     def _of_one(self, completion: Transcript, task: Task) -> list[Outcome]:
-        value = self._called(completion, task)
-        return [value if isinstance(value, Failure) else self._score(value)]
+        return [self._score(awaited(self.function(completion, task)))]
 
     def _of_batch(self, completions: list[Transcript], tasks: list[Task]) -> list[Outcome]:
-        values = self._called(completions, tasks)
-        if isinstance(values, Failure):
-            return [values] * len(tasks)
-        if not hasattr(values, "__len__") or isinstance(values, str | dict):
+        values = awaited(self.function(completions, tasks))
+        no_list = not hasattr(values, "__len__") or isinstance(values, str | dict)
+        if no_list or getattr(values, "shape", None) == ():
             complaint = f"gave {_shown(values)}; give a list with a score for each completion"
         elif len(values) != len(tasks):
             complaint = f"gave {len(values)} scores for {len(tasks)} completions; give one for each"
         else:
             return [self._score(value) for value in values]
         return [self._failure(complaint)] * len(tasks)
-
-    def _called(self, *arguments: Any) -> Any:
-        try:
-            return awaited(self.function(*arguments))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 (code of the user)
-            return self._failure(complaint_about(error))
 
     def _score(self, value: Any) -> Outcome:
         if value is None:
@@ -148,7 +153,7 @@ def outcomes_of(
 
     `meanwhile` is called again and again while there is something to wait for.
     """
-    background: Background[tuple[OwnFunction, int], list[Outcome]] = Background(timeout)
+    background: BackgroundBatch[tuple[OwnFunction, int], list[Outcome]] = BackgroundBatch(timeout)
     found: dict[tuple[OwnFunction, int], list[Outcome]] = {}
     sizes: dict[tuple[OwnFunction, int], int] = {}
     for function in functions:

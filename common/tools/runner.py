@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-from common.background import Background, awaited
+from common.background import Background, awaited, stops_the_run
 from common.printable import error_as_line, storable
 from common.tools.calls import Call, CallRecord
 from common.tools.toolbox import Tool
@@ -65,6 +65,9 @@ def _run(tool: Tool, call: Call) -> CallRecord:
         reply = awaited(tool.function(**copy.deepcopy(dict(call.arguments))))
         if not isinstance(reply, str):
             raise TypeError(f"it returned {type(reply).__name__}; a tool returns text")
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (code of the user)
+    # It may raise what ends a thread or a task, such as CancelledError: handed on as data.
+    except BaseException as error:
+        if stops_the_run(error):
+            raise
         return call.record("error", error_as_line(error)[:300], time.monotonic() - started)
     return call.record("answered", storable(reply), time.monotonic() - started)

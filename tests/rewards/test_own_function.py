@@ -114,6 +114,9 @@ def test_what_is_no_finite_number_is_a_failure_and_not_a_zero(value, shown):
         ([1.0], "gave 1 scores for 3 completions; give one for each"),
         (0.5, "gave 0.5; give a list with a score for each completion"),
         ("abc", "gave 'abc'; give a list"),
+        (torch.tensor(0.5), "gave tensor(0.5000); give a list"),
+        (np.array(0.5), "gave array(0.5); give a list"),
+        (torch.zeros(3, device="meta"), "raised RuntimeError: Tensor.item() cannot be called"),
     ],
 )
 def test_a_batch_form_gives_one_score_for_each(values, shown):
@@ -121,6 +124,64 @@ def test_a_batch_form_gives_one_score_for_each(values, shown):
     assert [shown in outcome.text for outcome in outcomes if isinstance(outcome, Failure)] == [
         True
     ] * 3
+
+
+def test_work_that_waits_for_python_is_not_late():
+    """24 that compute for 100 ms each take 2.4 s; none of them takes the 0.6 s that it may."""
+
+    def computing(completion, task):
+        started = time.thread_time()
+        while time.thread_time() - started < 0.1:
+            pass
+        return len(completion)
+
+    assert heard(computing, 24, timeout=0.6) == list(range(24))
+
+
+def test_many_that_hang_are_given_up_together():
+    async def hanging(completion, task):
+        await asyncio.sleep(5)
+
+    started = time.monotonic()
+    for function in (hanging, lambda completion, task: time.sleep(5)):
+        assert {str(o) for o in heard(function, timeout=0.3)} == {
+            str(Failure("--reward my.py:f", "no score within 0.3 s", "reward_timeout"))
+        }
+    assert time.monotonic() - started < 1.5
+
+
+class Unshown:
+    def __repr__(self):
+        raise LookupError("no name")
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError("x"), KeyboardInterrupt("x")])
+def test_what_would_end_a_thread_or_a_task_is_a_failure_like_any(error):
+    def raising(completion, task):
+        raise error
+
+    async def raising_async(completion, task):
+        raise error
+
+    for function in (raising, raising_async):
+        (outcome,) = heard(function, 1)
+        assert isinstance(outcome, Failure)
+        assert f"raised {type(error).__name__}: x (" in outcome.text
+
+
+def test_what_cannot_be_shown_is_a_failure_like_any():
+    (outcome,) = heard(lambda completion, task: Unshown(), 1)
+    assert isinstance(outcome, Failure)
+    assert "raised LookupError: no name (" in outcome.text
+
+
+def test_ctrl_c_is_no_failure_of_a_function_in_the_main_thread():
+    @instant
+    def interrupted(completion, task):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        heard(interrupted, 1)
 
 
 def test_what_one_completion_fails_on_is_its_own_affair():

@@ -63,7 +63,16 @@ def count(text: str) -> str:
     return len(text)  # pyright: ignore[reportReturnType]
 
 
-TOOLBOX = make_toolbox(map(make_tool, (shout, sleep, sleep_async, fail, count)))
+async def cancel(text: str) -> str:
+    """Raise what would end a task.
+
+    Args:
+        text: Ignored.
+    """
+    raise asyncio.CancelledError
+
+
+TOOLBOX = make_toolbox(map(make_tool, (shout, sleep, sleep_async, fail, count, cancel)))
 
 
 def call(tool: str, **arguments: object) -> Call:
@@ -114,10 +123,23 @@ def test_a_tool_that_raises_or_returns_no_text_is_an_error_that_says_why():
     runner = ToolRunner(TOOLBOX, timeout=5.0)
     runner.start(0, call("fail", text="host"))
     runner.start(1, call("count", text="abc"))
+    runner.start(2, call("cancel", text=""))
     records = dict(all_of(runner))
     assert {record.outcome for record in records.values()} == {"error"}
     assert records[0].reply == "ConnectionError: no route to host"
     assert records[1].reply == "TypeError: it returned int; a tool returns text"
+    assert records[2].reply == "CancelledError:"
+
+
+def test_an_error_of_ours_is_raised_where_it_is_waited_for(monkeypatch):
+    def broken(tool, call):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("common.tools.runner._run", broken)
+    runner = ToolRunner(TOOLBOX, timeout=5.0)
+    runner.start(0, call("fail", text="host"))
+    with pytest.raises(ZeroDivisionError):
+        all_of(runner)
 
 
 def test_a_late_reply_is_never_taken_for_that_of_a_later_call_of_the_same_number():
