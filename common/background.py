@@ -23,8 +23,8 @@ Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 
-# Seconds that Python is left to others for, to see whether any of them computes in it.
-_PROBE = 0.001
+# To see whether others compute in Python, it is left to them so often, for so many seconds.
+_PROBES, _PROBE = 10, 0.001
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,16 @@ class Background(Generic[Key, Result]):
 class BackgroundBatch(Background[Key, Result]):
     """Does so for pieces of one batch, which compete with one another for Python.
 
-    Python computes in one thread at a time, so that among many each takes as long as all. First
-    there is one at work; whenever those at work leave Python free, because they wait for something
-    else, there are twice as many. And a piece is given up only if for `timeout` seconds no other
-    has come back either; then there are four times as many, so that many that hang are soon known.
+    Python computes in one thread at a time, so that among many each takes as long as all. So one is
+    at work first, and twice as many whenever those at work leave Python free, because they wait for
+    something else; half as many when they do not. And a piece is given up only if for `timeout`
+    seconds no other has come back either; then there are four times as many at least, so that many
+    that hang are soon known.
     """
 
     def __init__(self, timeout: float) -> None:
         super().__init__(timeout)
-        self._threads = 1
+        self._threads = self._fewest = 1
         self._last_back = time.monotonic()
 
     def start(self, key: Key, work: Callable[[], Result]) -> None:
@@ -120,11 +121,12 @@ class BackgroundBatch(Background[Key, Result]):
 
     def finished(self, wait: float = 0.0) -> list[tuple[Key, Result | None]]:
         self._start_queued()
-        return super().finished(min(wait, 10 * _PROBE) if self._queued else wait)
+        return super().finished(min(wait, _PROBES * _PROBE) if self._queued else wait)
 
     def _has_room(self) -> bool:
-        if len(self._jobs) == self._threads < MOST_THREADS and _python_is_free():
-            self._threads = min(2 * self._threads, MOST_THREADS)
+        if len(self._jobs) >= self._threads:
+            wanted = self._threads * 2 if _python_is_free() else self._threads // 2
+            self._threads = min(max(wanted, self._fewest), MOST_THREADS)
         return len(self._jobs) < self._threads
 
     def _back(self, wait: float) -> list[tuple[Key, Result]]:
@@ -137,15 +139,18 @@ class BackgroundBatch(Background[Key, Result]):
             return []
         given_up = super()._given_up()
         if given_up:
-            self._threads = min(4 * self._threads, MOST_THREADS)
+            self._threads = self._fewest = min(4 * self._fewest, MOST_THREADS)
         return given_up
 
 
 def _python_is_free() -> bool:
     """Whether no other thread computes in Python: one that does keeps it for the whole interval."""
-    started = time.monotonic()
-    time.sleep(_PROBE)
-    return time.monotonic() - started < sys.getswitchinterval()
+    for _ in range(_PROBES):
+        started = time.monotonic()
+        time.sleep(_PROBE)
+        if time.monotonic() - started >= sys.getswitchinterval():
+            return False
+    return True
 
 
 def stops_the_run(error: BaseException) -> bool:
