@@ -54,6 +54,15 @@ def unstorable_in(value: Any) -> str | None:
     return next((text for text in _texts(value) if _UNSTORABLE.search(text)), None)
 
 
+def complaint_about_text_in(value: Any) -> str | None:
+    """What is not `storable` in what JSON holds, and what to do about it."""
+    text = unstorable_in(value)
+    if text is None:
+        return None
+    what = "a NUL" if "\0" in text else "half of a surrogate pair"
+    return f"holds {what}, in {text[:60]!a}; take it out"
+
+
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value

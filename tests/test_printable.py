@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from common.printable import (
     all_storable,
+    complaint_about_text_in,
     error_as_line,
     line_of,
     printable,
@@ -59,3 +60,10 @@ def test_the_line_of_bytes_that_are_no_text(before, line):
     with pytest.raises(UnicodeDecodeError) as caught:
         (before + b"\xff").decode()
     assert line_of(caught.value) == line
+
+
+def test_what_is_not_storable_is_named():
+    assert complaint_about_text_in({"a": ["é", 1, None]}) is None
+    half = r"holds half of a surrogate pair, in '\ud83d\n'; take it out"
+    assert complaint_about_text_in(["a", {"\ud83d\n": 1}]) == half
+    assert complaint_about_text_in("\0" * 99) == f"holds a NUL, in {60 * chr(0)!a}; take it out"

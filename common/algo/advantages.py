@@ -37,7 +37,12 @@ class ComparedBatch:
 def within_groups(
     batch: ComparedBatch, *, advantages: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, " batch"]:
-    """One advantage per rollout, from the rewards of its own group alone."""
+    """One advantage per rollout, from the rewards of its own group alone.
+
+    Raises `ValueError` for groups that are not in order, whose rollouts may be apart.
+    """
+    if bool((batch.groups.diff() < 0).any()):
+        raise ValueError(f"groups are not in order and side by side: {batch.groups.tolist()}")
     _, sizes = batch.groups.unique_consecutive(return_counts=True)
     return torch.cat([advantages(rewards) for rewards in batch.rewards.split(sizes.tolist())])
 

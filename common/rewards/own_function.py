@@ -25,6 +25,7 @@ from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 
 BATCH_FORM = ("completions", "tasks")
+_PLACES = {"completion": 0, "task": 1, "completions": 0, "tasks": 1}
 # Seconds after which whoever waits for functions asks whether anybody wants the run to stop.
 _PATIENCE = 0.05
 # Characters of a value that is no score.
@@ -82,7 +83,8 @@ class OwnFunction:
         """Raise `UserError` unless two arguments are what it takes, of one form or the other."""
         parameters = self._parameters
         half_a_batch = not self.takes_batch and set(parameters) & set(BATCH_FORM)
-        if half_a_batch or (parameters and not _takes_two(self.function)):
+        misplaced = any(_PLACES.get(name, place) != place for place, name in enumerate(parameters))
+        if half_a_batch or misplaced or (parameters and not _takes_two(self.function)):
             raise UserError(
                 f"{self.name}: takes ({', '.join(parameters)}); write "
                 "(completion, task), which gives the score of one completion, or "

@@ -12,6 +12,7 @@ import jinja2
 import transformers
 
 from common.errors import UserError
+from common.printable import storable
 from common.rewards.transcript import DEFAULT_REASONING_TAG, Message, Transcript
 from common.rollout.stop_strings import StopString
 from common.rollout.trajectory import Trajectory
@@ -185,7 +186,10 @@ class ChatFormat:
         return sum(token_id in self._protected_ids for token_id in token_ids)
 
     def render(self, messages: Sequence[Mapping[str, Any]], open_reply: bool = True) -> str:
-        """The template's text for the messages, with the opening of a reply after them."""
+        """The template's text for the messages, with the opening of a reply after them.
+
+        What no tokenizer reads is replaced: Jinja, too, can spell half of a surrogate pair.
+        """
         tokenizer = self.tokenizer
         schemas: Any = [dict(schema) for schema in self._tool_schemas] or None
         try:
@@ -203,7 +207,7 @@ class ChatFormat:
                 f"{', '.join(message['role'] for message in messages)} messages ({error}); "
                 f"{ANOTHER_TEMPLATE}"
             ) from None
-        return str(rendered)
+        return storable(str(rendered))
 
     def _opening_messages(self, system_prompt: str) -> list[dict[str, str]]:
         """System and user message; a template that knows no system role gets both in one."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.printable import complaint_about_text_in
 
 _SET_BY_THE_PROGRAM = frozenset({"messages", "tools", "add_generation_prompt"})
 _NAME = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*")
@@ -17,8 +18,8 @@ _NAME = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*")
 def parse_template_args(text: str) -> dict[str, Any]:
     """Names with their values, which are JSON where they can be read as such, else text.
 
-    Raises `UserError` for what is not `name=value,...`, and for a name that is given twice or that
-    is not the user's to set.
+    Raises `UserError` for what is not `name=value,...`, for a name that is given twice or that is
+    not the user's to set, and for a value that no tokenizer reads.
     """
     values: dict[str, Any] = {}
     rest = text
@@ -30,7 +31,13 @@ def parse_template_args(text: str) -> dict[str, Any]:
             raise _refused(name[1], "is set by the program; leave it out")
         if name[1] in values:
             raise _refused(name[1], "is given twice; leave one out")
-        values[name[1]], rest = _first_value(rest[name.end() :])
+        try:
+            values[name[1]], rest = _first_value(rest[name.end() :])
+            complaint = complaint_about_text_in(values[name[1]])
+        except RecursionError:
+            raise _refused(name[1], "is nested too deep; give a flatter value") from None
+        if complaint:
+            raise _refused(name[1], complaint)
     return values
 
 
@@ -56,7 +63,7 @@ def _first_value(text: str) -> tuple[Any, str]:
     """The value that text begins with, and what follows its comma."""
     try:
         value, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         value, end = text, 0
     rest = text[end:].lstrip()
     if end and (not rest or rest.startswith(",")):

@@ -6,6 +6,7 @@ import csv
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _MAGIC = (
     (b"\xff\xfe", "UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 {file} > {jsonl}"),
     (b"\xfe\xff", "UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8 {file} > {jsonl}"),
 )
+# An expression for the rows of a file `f` that is JSONL.
+_LINES = "map(json.loads, filter(str.strip, f))"
 _TAR_MARK = slice(257, 262)
 _MOST_NAMES, _LONGEST_NAME = 20, 40
 
@@ -45,13 +48,8 @@ _ANSWERS = (
     *("solution", "completion", "output", "response", "final_answer", "expected_answer"),
     *("ground_truth", "reference_answer", "target", "label"),
 )
-# Lists of messages, and for each what names the role, what the text, and who asks and answers.
-_MESSAGES = {
-    "messages": ("role", "content", "user", "assistant"),
-    "prompt": ("role", "content", "user", "assistant"),
-    "completion": ("role", "content", "user", "assistant"),
-    "conversations": ("from", "value", "human", "gpt"),
-}
+# What of a message names its role, what its text, and the roles of who asks and who answers.
+_MESSAGES = (("role", "content", "user", "assistant"), ("from", "value", "human", "gpt"))
 
 
 def complaint_about_bytes(path: Path, content: bytes) -> str | None:
@@ -107,14 +105,34 @@ def _header(text: str, delimiter: str) -> list[str]:
 def _about_object(path: Path, text: str) -> str | None:
     """Of a file that begins with an object that does not end in the first line."""
     try:
-        first, _ = json.JSONDecoder().raw_decode(text)
+        first, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         return None
-    if name := _list_of_rows(first):
+    rest = text[end:].lstrip()
+    if rest.startswith(","):
+        command = _with_python(path, "r", "json.loads('[' + f.read().strip().rstrip(',') + ']')")
+        return f"is JSON with commas between objects; convert it: {command}"
+    if not rest and _question(first) is None and (name := _list_of_rows(first)):
         command = _with_python(path, "r", f"json.load(f)[{name!r}]")
         return f"is one JSON object with rows in {name!r}; convert it: {command}"
-    command = _filled("jq -c . {file} > {jsonl}", path)
-    return f"is JSON with objects over several lines; convert it: {command}"
+    if rest and not rest.startswith("{"):
+        return None
+    what = "objects over several lines" if "\n" in text[:end] else "several objects in one line"
+    return f"is JSON with {what}; convert it: {_filled('jq -c . {file} > {jsonl}', path)}"
+
+
+def complaint_about_messages(path: Path, row: Mapping[str, Any]) -> str | None:
+    """How to make a task of a row with a list of messages as question or answer; None without."""
+    found = {
+        name: _last_message(row, (name,), name == "question") for name in ("question", "answer")
+    }
+    anew = {name: expression for name, expression in found.items() if expression is not None}
+    if not anew:
+        return None
+    task = "".join(f", {name!r}: {expression}" for name, expression in anew.items())
+    command = _with_python(path, f"{{**r{task}}}", _LINES)
+    which = " and ".join(map(repr, anew))
+    return f"has a list of messages in {which}; take the last one's text: {command}"
 
 
 def complaint_about_columns(path: Path, row: Mapping[str, Any]) -> str:
@@ -123,25 +141,24 @@ def complaint_about_columns(path: Path, row: Mapping[str, Any]) -> str:
     start = f"has no {lacking}; it has {_listed(row) or 'nothing'}"
     question, answer = _question(row), _answer(row)
     if question is None and (name := _list_of_rows(row)):
-        rows = f"(s for r in map(json.loads, filter(str.strip, f)) for s in r[{name!r}])"
+        rows = f"(s for r in {_LINES} for s in r[{name!r}])"
         return f"{start}; take the rows in {name!r}: {_with_python(path, 'r', rows)}"
     if question is None or answer is None:
         return f"{start}; rename what is asked to question, and what is right to answer"
     task = f"{{**r, 'question': {question}, 'answer': {answer}}}"
-    lines = "map(json.loads, filter(str.strip, f))"
-    return f"{start}; name them anew: {_with_python(path, task, lines)}"
+    return f"{start}; name them anew: {_with_python(path, task, _LINES)}"
 
 
 def _question(row: Mapping[str, Any]) -> str | None:
     """An expression for what a row `r` asks."""
-    if "question" in row:
+    if _is_text(row, "question"):
         return "r['question']"
     if _is_text(row, "instruction") and _is_text(row, "input"):
         return "(r['instruction'] + '\\n\\n' + r['input']).strip()"
     for name in _QUESTIONS:
         if _is_text(row, name):
             return f"r[{name!r}]"
-    return _last_message(row, ("prompt", "messages", "conversations"), asks=True)
+    return _last_message(row, ("question", "prompt", "messages", "conversations"), asks=True)
 
 
 def _answer(row: Mapping[str, Any]) -> str | None:
@@ -152,7 +169,7 @@ def _answer(row: Mapping[str, Any]) -> str | None:
     judge = row.get("reward_model")
     if isinstance(judge, dict) and "ground_truth" in judge:
         return "r['reward_model']['ground_truth']"
-    return _last_message(row, ("completion", "messages", "conversations"), asks=False)
+    return _last_message(row, ("answer", "completion", "messages", "conversations"), asks=False)
 
 
 def _is_text(row: Mapping[str, Any], name: str) -> bool:
@@ -161,8 +178,7 @@ def _is_text(row: Mapping[str, Any], name: str) -> bool:
 
 def _last_message(row: Mapping[str, Any], names: Sequence[str], asks: bool) -> str | None:
     """An expression for the last message of who asks, or of who answers."""
-    for name in names:
-        role, text, user, assistant = _MESSAGES[name]
+    for name, (role, text, user, assistant) in product(names, _MESSAGES):
         who = user if asks else assistant
         messages = row[name] if isinstance(row.get(name), list) else []
         if any(isinstance(m, dict) and m.get(role) == who and text in m for m in messages):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Context, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.printable import line_of, unstorable_in
+from common.printable import complaint_about_text_in, line_of
 from common.tasks.foreign_files import (
     complaint_about_bytes,
     complaint_about_columns,
     complaint_about_directory,
+    complaint_about_messages,
     complaint_about_text,
 )
 from common.tasks.task import Task, final_answer
@@ -28,7 +30,16 @@ _REMEDIES = {
 }
 # Of a number; one that is longer is written with an exponent.
 _MOST_DIGITS = 30
+# Of a number, up and down: far beyond, `Decimal` makes an error of it, or 0.
+_MOST_EXPONENT = 9999
 _LINE_END = re.compile("\r\n|\r|\n")
+
+
+@dataclass(frozen=True)
+class _OutOfBounds:
+    """A number as it was written, which is beyond `_MOST_EXPONENT`."""
+
+    written: str
 
 
 def load_tasks(path: Path, column_types: Mapping[str, type] | None = None) -> list[Task]:
@@ -55,6 +66,8 @@ def load_tasks(path: Path, column_types: Mapping[str, type] | None = None) -> li
             row = _row(where, line)
             if not {"question", "answer"} <= row.keys():
                 raise UserError(f"{where}: {complaint_about_columns(path, row)}")
+            if complaint := complaint_about_messages(path, row):
+                raise UserError(f"{where}: {complaint}")
             tasks.append(_task(where, number, line, row, types))
     if not tasks:
         raise UserError(f"{flag}: holds no task; write one JSON object per line")
@@ -85,16 +98,15 @@ def _decoded(flag: str, content: bytes) -> str:
 def _row(where: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        unstorable = unstorable_in(row)
+        complaint = complaint_about_text_in(row)
     except RecursionError:
         raise UserError(f"{where}: nested too deep; write one object per line") from None
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error}); write one object per line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: holds {_shown(row)}; write an object with question and answer")
-    if unstorable is not None:
-        what = "a NUL" if "\0" in unstorable else "half of a surrogate pair"
-        raise UserError(f"{where}: holds {what}, in {unstorable[:60]!a}; take it out")
+    if complaint:
+        raise UserError(f"{where}: {complaint}")
     return row
 
 
@@ -134,6 +146,11 @@ def _as_text(where: str, name: str, value: Any) -> str:
         return value
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         return number_as_text(value)
+    if isinstance(value, _OutOfBounds):
+        raise UserError(
+            f"{where}: its {name!r} is {value.written[:40]}, with an exponent beyond "
+            f"{_MOST_EXPONENT}; write it in quotes, as text"
+        )
     raise UserError(f"{where}: its {name!r} is {_shown(value)}; write text or a number")
 
 
@@ -149,12 +166,13 @@ def number_as_text(number: int | Decimal) -> str:
     return f"{short:f}"
 
 
-def _exact(number: str) -> Decimal | float:
-    """A number as it was written; one that is beyond all bounds is infinite or 0."""
+def _exact(number: str) -> Decimal | _OutOfBounds:
+    """A number as it was written."""
     try:
-        return Decimal(number)
+        exact = Decimal(number)
     except InvalidOperation:
-        return float(number)
+        return _OutOfBounds(number)
+    return _OutOfBounds(number) if exact and abs(exact.adjusted()) > _MOST_EXPONENT else exact
 
 
 def _shown(value: Any) -> str:

@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from common.errors import UserError
+from common.printable import complaint_about_text_in
 
 ToolFunction = Callable[..., str | Awaitable[str]]
 AnyFunction = TypeVar("AnyFunction", bound=ToolFunction)
@@ -89,7 +90,7 @@ def make_tool(function: ToolFunction, name: str | None = None) -> Tool:
     """A tool from a function with type hints and a docstring in Google's form.
 
     Models know it by the function's name unless told another. Raises `UserError` for a function
-    that lacks either, or that takes no argument.
+    that lacks either, that takes no argument, or that is described in what no tokenizer reads.
     """
     from transformers.utils.chat_template_utils import (
         DocstringParsingException,
@@ -114,6 +115,8 @@ def make_tool(function: ToolFunction, name: str | None = None) -> Tool:
             )
     schema["function"]["name"] = name
     shown, is_instant = getattr(function, "example", None), getattr(function, "instant", False)
+    if complaint := complaint_about_text_in([schema, list(shown or ())]):
+        raise UserError(f"tool {name}: its description {complaint}")
     return Tool(name, function, schema, parameters, shown, is_instant)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -32,25 +34,39 @@ def load_task_split(config: TrainConfig) -> tuple[list[Task], list[Task]]:
 def drawn(tasks: Sequence[Task], count: int | None, seed: int) -> list[Task]:
     """So many of the tasks, in their order.
 
-    Which they are depends on the seed and their questions, not on the order or on what else is
-    there, and fewer are among more.
+    Which they are depends on the seed and on what is in them, not on the order or on tasks with
+    other questions, and fewer are among more. Of tasks with the same question one has the place of
+    the question, each other a place of its own, so that none is likelier than another.
     """
 
-    def place(task: Task) -> bytes:
-        return blake2b(task.question.encode(), key=str(seed).encode()).digest()
+    def place(text: str) -> bytes:
+        return blake2b(text.encode(), key=str(seed).encode()).digest()
 
-    chosen = {task.task_id for task in sorted(tasks, key=place)[:count]}
+    rows = [(_row_of(task), task) for task in tasks]
+    places: dict[int, bytes] = {}
+    seen: Counter[str] = Counter()
+    for row, task in sorted(rows, key=lambda pair: (place(pair[0]), pair[1].task_id)):
+        text = f"{row} {seen[row]}" if seen[task.question] else task.question
+        places[task.task_id] = place(text)
+        seen.update((task.question, row))
+    chosen = set(sorted(places, key=places.__getitem__)[:count])
     return [task for task in tasks if task.task_id in chosen]
+
+
+def _row_of(task: Task) -> str:
+    """All that is in a task, whatever the order of its columns."""
+    return json.dumps([task.question, task.answers, task.columns], sort_keys=True)
 
 
 def draws_of_step(tasks: Sequence[Task], step: int, config: TrainConfig) -> list[list[Task]]:
     """The tasks of a step, of which the first is 1, draw by draw: `--dynamic-sampling` draws, or
     fewer if there are too few tasks.
 
-    Pass after pass over all tasks, each pass in an order of its own. Depends on seed and step
-    alone, so that any step can be asked for first, and is the same whether the step before took all
-    of its draws. What does not fill a step at the end of a pass is left out of that pass: no task
-    is twice in one step.
+    Pass after pass deals the tasks out to steps, each pass in an order of its own. All draws of a
+    step are its own, taken or not: with K draws a pass is over after a K-th of the steps, and tasks
+    in draws that were not needed are not sampled in that pass. So this depends on seed and step
+    alone, and any step can be asked for first. What does not fill a step at the end of a pass is
+    left out of that pass: no task is twice in one step.
     """
     size = config.rollouts_per_step
     draws = min(config.dynamic_sampling, len(tasks) // size)

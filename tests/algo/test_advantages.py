@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,6 +82,13 @@ def test_leave_one_out_is_the_mean_centred_advantage_times_g_over_g_minus_one(re
 def test_a_group_without_a_baseline_is_refused(advantages, size):
     with pytest.raises(ValueError, match="at least two"):
         advantages(torch.ones(size))
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 0, 1], [1, 1, 0, 0]])
+def test_groups_that_are_not_side_by_side_are_refused(numbers):
+    batch = replace(batch_of([[1.0, 0.0], [1.0, 0.0]]), groups=torch.tensor(numbers))
+    with pytest.raises(ValueError, match=r"^groups are not in order and side by side: \["):
+        within_groups(batch, advantages=group_advantages)
 
 
 @pytest.mark.parametrize("advantages", ALL)

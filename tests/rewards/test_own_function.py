@@ -259,19 +259,35 @@ def the_wrong_way_round(tasks, completions):
     return [1.0]
 
 
-def test_a_signature_of_neither_form_says_which_there_are():
-    OwnFunction("--reward", "my.py:f", with_an_option).bound()
-    OwnFunction("--reward", "my.py:f", three).bound(rubric="x")
+def swapped(task, completion):
+    return 1.0
+
+
+def task_first(task, text):
+    return 1.0
+
+
+def task_last(completion, limit=9, task=None):
+    return 1.0
+
+
+@pytest.mark.parametrize("flag", ["--reward", "--correct", "--rubric-file"])
+def test_a_signature_of_neither_form_says_which_there_are(flag):
+    OwnFunction(flag, "my.py:f", with_an_option).bound()
+    OwnFunction(flag, "my.py:f", three).bound(rubric="x")
     for function, takes in (
         (one, "completion"),
         (three, "completion, task, rubric"),
         (half, "completions, task"),
         (other_half, "completion, tasks"),
         (the_wrong_way_round, "tasks, completions"),
+        (swapped, "task, completion"),
+        (task_first, "task, text"),
+        (task_last, "completion, limit, task"),
     ):
         with pytest.raises(UserError) as caught:
-            OwnFunction("--reward", "my.py:f", function).bound()
+            OwnFunction(flag, "my.py:f", function).bound()
         assert str(caught.value) == (
-            f"--reward my.py:f: takes ({takes}); write (completion, task), which gives the score "
+            f"{flag} my.py:f: takes ({takes}); write (completion, task), which gives the score "
             "of one completion, or (completions, tasks), which gives a list with those of a batch"
         )

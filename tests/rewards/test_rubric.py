@@ -53,6 +53,9 @@ def broken(completion, task):
 def halves(completions, task):
     return 0.0
 
+def swapped(task, completion, full):
+    return full
+
 def endless(completion, task):
     return float("inf")
 """
@@ -205,6 +208,10 @@ def test_any_text_scores_between_the_sums_of_the_signed_weights(tmp_path_factory
         (
             "criteria: [{name: a, function: 'own_criteria:halves'}]",
             ["criterion a, function: --rubric-file own_criteria:halves: takes (completions, task)"],
+        ),
+        (
+            "criteria: [{name: a, function: 'own_criteria:swapped', parameters: {full: 1}}]",
+            ["criterion a, function: --rubric-file own_criteria:swapped: takes (task, completion,"],
         ),
         ("criteria: [{name: a, name: b}]", ["line 1: not valid YAML ('name' is there twice)"]),
     ],

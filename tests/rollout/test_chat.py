@@ -281,6 +281,17 @@ def test_the_date_in_a_template_stands_still(date):
     assert text_of(chat, "2+2?").startswith("01 Jan 2025: ")
 
 
+def test_what_a_template_spells_that_is_no_text_is_replaced():
+    half = CHATML.replace("<|im_start|>", "<|im_start|>{{ '\\ud83d\\u0000' }}", 1)
+    chat = ChatFormat(with_template(half), "")
+    text = chat.render([{"role": "user", "content": "2+2?"}])
+    assert text.startswith("<|im_start|>��user\n2+2?")
+    assert chat.prompt_ids("2+2?") == chat.encode(text)
+    assert chat.bridge([], "4", "user") == chat.encode(
+        "<|im_end|>\n<|im_start|>��user\n4<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [

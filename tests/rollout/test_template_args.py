@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from common.rollout.template_args import check_template_args, parse_template_args, read_template
 
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
 
@@ -47,6 +48,9 @@ def test_whatever_json_has_arrives(values):
         ("a=1,,b=2", ",b=2: not name=value"),
         ("a=1,a=2", "a: is given twice"),
         ("messages=1", "messages: is set by the program"),
+        (r'x="\ud83d"', r"x: holds half of a surrogate pair, in '\\ud83d'; take it out$"),
+        (r'a=1,x=[{"b\u0000": 1}]', r"x: holds a NUL, in 'b\\x00'; take it out$"),
+        ("x=" + "[" * 100_000 + "]" * 100_000, "x: is nested too deep; give a flatter value"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(text, complaint):

@@ -79,6 +79,28 @@ def obeyed(message, path):
         ),
         ("rows.json", json.dumps({"v": 1, "rows": ROWS}).encode(), "it has v, rows; take the rows"),
         ("rows.json", "\n".join(json.dumps(r, indent=1) for r in ROWS).encode(), "several lines"),
+        ("rows.json", " ".join(map(json.dumps, ROWS)).encode(), "several objects in one line"),
+        (
+            "rows.jsonl",
+            "".join(map(json.dumps, ROWS)).encode() + b"\n",
+            "several objects in one line",
+        ),
+        ("rows.jsonl", ",\n".join(map(json.dumps, ROWS)).encode(), "commas between objects"),
+        (
+            "rows.jsonl",
+            ("\r\n".join(f"{json.dumps(r)} ," for r in ROWS) + "\r\n").encode("utf-8-sig"),
+            "commas between objects",
+        ),
+        (
+            "rows.jsonl",
+            ",\n".join(json.dumps(r, indent=1) for r in ROWS).encode(),
+            "commas between objects",
+        ),
+        (
+            "rows.json",
+            "\n".join(json.dumps({**r, "parts": [{}]}, indent=1) for r in ROWS).encode(),
+            "objects over several lines",
+        ),
     ],
 )
 def test_the_command_makes_tasks_of_the_file(tmp_path, name, content, what):
@@ -142,6 +164,36 @@ def test_the_command_names_columns_anew(tmp_path, row, what, expected):
     assert obeyed(message, path) == [("q", expected)]
 
 
+@pytest.mark.parametrize(
+    ("row", "which"),
+    [
+        ({"question": chat(("system", "s"), ("user", "q")), "answer": 7}, "'question'"),
+        ({"question": "q", "answer": chat(("assistant", "7"))}, "'answer'"),
+        (
+            {
+                "question": chat(("human", "q"), role="from", text="value"),
+                "answer": chat(("assistant", "6"), ("assistant", "7")),
+            },
+            "'question' and 'answer'",
+        ),
+    ],
+)
+def test_messages_under_the_right_names_are_converted_too(tmp_path, row, which):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + json.dumps({**row, "held_out": True}) + "\n")
+    message = refused(path)
+    assert f", line 2: has a list of messages in {which}; take the last one's text: " in message
+    assert obeyed(message, path) == [("q", "7")]
+    (task,) = load_tasks(tmp_path / "rows_tasks.jsonl")
+    assert task.columns == {"held_out": True}
+
+
+def test_a_question_of_messages_without_an_answer_is_named_anew(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"question": chat(("user", "q")), "solution": "a"}))
+    assert obeyed(refused(path), path) == [("q", "a")]
+
+
 def test_columns_that_nobody_knows_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"frage": "q", "antwort": "a"}')
@@ -186,7 +238,9 @@ def test_columnar_files_and_directories_say_what_they_are(tmp_path):
     assert "is a directory; give a file, such as data-00000-of-00001.arrow" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["hello, world", "hello\nworld, peace", "---\na: b\n", '"a"', "{"])
+@pytest.mark.parametrize(
+    "text", ["hello, world", "hello\nworld, peace", "---\na: b\n", '"a"', "{", '{"a": 1}]']
+)
 def test_what_nobody_can_tell_is_no_json(tmp_path, text):
     path = tmp_path / "rows.txt"
     path.write_text(text)

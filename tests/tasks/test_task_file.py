@@ -80,6 +80,10 @@ def complaint_about(path, **column_types):
         ("1.5e300", "1.5e300"),
         ("1e-40", "1e-40"),
         ("1E999", "1e999"),
+        ("1e9999", "1e9999"),
+        ("-2.5e-9999", "-2.5e-9999"),
+        ("0e-9999999", "0"),
+        ('"1e9999999"', "1e9999999"),
     ],
 )
 def test_a_json_number_is_read_as_a_person_would_write_it(tmp_path, written, expected):
@@ -128,7 +132,16 @@ def test_a_list_is_several_right_answers(tmp_path, answer, expected):
         ('{"question": "a", "answer": ["b", ["c"]]}', ", line 1: its 'answer' is a list"),
         ('{"question": "a", "answer": ["b", ""]}', """, line 1: its 'answer' is "";"""),
         ('{"question": "a", "answer": ["b", NaN]}', ", line 1: its 'answer' is NaN"),
-        ('{"question": "a", "answer": 1e' + "9" * 30 + "}", "line 1: its 'answer' is Infinity"),
+        (
+            '{"question": "a", "answer": 1e' + "9" * 30 + "}",
+            "999, with an exponent beyond 9999; write",
+        ),
+        (
+            '{"question": "q", "answer": 1e9999999}',
+            "'answer' is 1e9999999, with an exponent beyond",
+        ),
+        ('{"question": 1e-9999999, "answer": 1}', "'question' is 1e-9999999, with an exponent bey"),
+        ('{"question": "q", "answer": ["b", -10e9999]}', "write it in quotes, as text"),
         ('{"question": "a", "answer": ' + "[" * 100_000, ", line 1: nested too deep"),
         ('{"question": "a", "answer": ' + "9" * 5000 + "}", ", line 1: not valid JSON"),
         ('\r\n{"question": "a\\ud83d", "answer": "b"}', ", line 2: holds half of a surrogate pair"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from common.tools.calculator import calculate
 from common.tools.calls import MAX_CALL_CHARACTERS, MAX_DEPTH, Call, CallRecord, parse_calls
-from common.tools.toolbox import make_tool, make_toolbox
+from common.tools.toolbox import example, make_tool, make_toolbox
 
 
 def search(query: str, limit: int = 3, exact: bool = False) -> str:
@@ -296,6 +296,51 @@ def test_a_function_that_is_no_tool_is_refused_by_name(function, complaint):
     with pytest.raises(UserError, match=complaint) as failure:
         make_tool(function)
     assert function.__name__ in str(failure.value)
+
+
+def half_described(text: str) -> str:
+    """Say \ud83d.
+
+    Args:
+        text: Anything.
+    """
+    return text
+
+
+def half_argument(text: str) -> str:
+    """Say it.
+
+    Args:
+        text: Half \ud83d of it.
+    """
+    return text
+
+
+def half_choice(text: Literal["a", "\ud83d"]) -> str:
+    """Say it.
+
+    Args:
+        text: One of two.
+    """
+    return text
+
+
+@example("a", "half \ud83d of it")
+def half_shown(text: str) -> str:
+    """Say it.
+
+    Args:
+        text: Anything.
+    """
+    return text
+
+
+@pytest.mark.parametrize("function", [half_described, half_argument, half_choice, half_shown])
+def test_what_no_tokenizer_reads_is_refused_where_models_are_told_of_a_tool(function):
+    where = rf"^tool {function.__name__}: its description holds half of a surrogate pair, in '"
+    with pytest.raises(UserError, match=where) as caught:
+        make_tool(function)
+    assert str(caught.value).isascii()
 
 
 def test_a_name_that_two_tools_have_is_refused():

@@ -18,7 +18,7 @@ from tests.variants import PARAMETERS, VARIANTS, Arrays, slow_advantages, slow_k
 DIRECTORY = Path(__file__).parent
 SCHEMA = 2
 KL = "kl_k3"
-# As in the papers' own code: beyond it a token counts as 10 nats and has no gradient.
+# As in verl and other frameworks: a token beyond it counts as 10 nats and has no gradient.
 KL_BOUND = 10.0
 # Relative, and absolute for what is 0 but for rounding.
 TOLERANCE = {"relative": 1e-7, "absolute": 1e-10}
