@@ -55,6 +55,10 @@ PLAIN_CHAT_TEMPLATE = (
 )
 
 
+class UntrustedCodeError(UserError):
+    """A model comes with code of its own, which was not allowed to run."""
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and how it is held in memory."""
@@ -264,7 +268,7 @@ def _loading(subject: str) -> Iterator[None]:
         ) from None
     except _LOADING_ERRORS as error:
         if "trust_remote_code" in str(error):
-            raise UserError(
+            raise UntrustedCodeError(
                 f"{subject}: it comes with code of its own; read that, then let it run with "
                 "--trust-remote-code"
             ) from None

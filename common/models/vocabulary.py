@@ -13,6 +13,11 @@ def num_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
+def tokens_beyond(tokenizer: transformers.PreTrainedTokenizerBase, rows: int) -> dict[int, str]:
+    """What the tokenizer knows and an embedding of so many rows does not, by id."""
+    return {i: token for token, i in tokenizer.get_vocab().items() if i >= rows}
+
+
 def embedding_rows(model: transformers.PreTrainedModel) -> int:
     """Ids that the model can read, from 0."""
     return cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0]

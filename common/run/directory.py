@@ -117,7 +117,7 @@ def choose_run(config: TrainConfig, say: Callable[[str], None], num_processes: i
     checkpoints = Checkpoints(directory.checkpoints, config.keep_checkpoints)
     if not config.resume:
         return Run(directory, checkpoints, None, False)
-    saved = read_config(directory)
+    saved = read_config(directory.config_file)
     refuse_other_content(config, saved)
     refuse_other_numbers(config, saved)
     _lock(directory)
@@ -158,7 +158,7 @@ def run_at(path: Path) -> RunDirectory:
     own = RunDirectory(path.resolve(), path.resolve() / "checkpoints")
     if not own.config_file.is_file():
         raise UserError(f"RUN={path}: holds no config.json; name a run directory")
-    elsewhere = read_config(own).get("checkpoint_path")
+    elsewhere = read_config(own.config_file).get("checkpoint_path")
     if elsewhere is None or newest_first(own.checkpoints):
         return own
     return _directory(own.path, Path(elsewhere))
@@ -174,12 +174,15 @@ def newest_checkpoint(directory: RunDirectory) -> Path:
     )
 
 
-def read_config(directory: RunDirectory) -> dict[str, Any]:
-    """The flags of a run, as they were resolved."""
+def read_config(file: Path) -> dict[str, Any]:
+    """The flags of a run, as they were resolved. Raises `UserError` for a file that is damaged."""
     try:
-        return json.loads(directory.config_file.read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"--resume: {directory.config_file} is damaged ({error})") from None
+        raise UserError(f"{file}: is damaged ({error}); put it back") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{file}: is damaged (it holds no object); put it back")
+    return record
 
 
 def _lock(directory: RunDirectory) -> None:

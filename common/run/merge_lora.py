@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 from common.errors import UserError
+from common.models.load import UntrustedCodeError
 from common.models.merge_lora import merge
 from common.packages import require
 from common.run.checkpoint import newest_first
-from common.run.directory import run_at
+from common.run.directory import read_config, run_at
 
 _ADAPTERS = "adapter_config.json"
 
@@ -28,11 +29,31 @@ def find_adapters(run: Path) -> Path:
     raise UserError(f"RUN={run}: it holds no adapters; give a run that trained with --lora-rank")
 
 
+def trusts_code(run: Path, checkpoint: Path) -> bool:
+    """Whether the run trained with --trust-remote-code; a checkpoint below no run is not known to.
+
+    Raises `UserError` for a config.json that is damaged.
+    """
+    for directory in (run, checkpoint.parents[1]):
+        if (directory / "config.json").is_file():
+            return read_config(directory / "config.json").get("trust_remote_code") is True
+    return False
+
+
 def main(arguments: list[str]) -> None:
     require("peft", "make merge-lora")
     if len(arguments) != 1:
         raise UserError("RUN: missing; run make merge-lora RUN=<run directory or checkpoint>")
-    merged = merge(find_adapters(Path(arguments[0])))
+    run = Path(arguments[0]).absolute()
+    checkpoint = find_adapters(run)
+    try:
+        merged = merge(checkpoint, trust_remote_code=trusts_code(run, checkpoint))
+    except UntrustedCodeError:
+        raise UserError(
+            f"RUN={run}: the model that it adapts comes with code of its own, which runs here if "
+            "the run trained with --trust-remote-code; name the directory of such a run, with its "
+            "config.json"
+        ) from None
     sys.stdout.write(f"merged model: {merged}\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from common.repository import REPOSITORY
 from common.rollout.chat import ChatFormat
 from common.rollout.rollout import single_turn
 from common.rollout.sampling import Sampling
+from common.run.directory import read_config
 from common.training.talk import talk_with
 
 
@@ -36,15 +36,17 @@ class AskConfig:
     """0 always takes the likeliest token."""
     max_completion_tokens: int = 256
     """Longest reply."""
+    trust_remote_code: bool = False
+    """Let code that comes with the model run."""
 
 
 def script_of_run(directory: Path) -> Path | None:
     """The train script that made a run; None for a directory that holds no run.
 
-    Raises `UserError` for a script that is gone.
+    Raises `UserError` for a script that is gone, and a config.json that is damaged.
     """
     config = directory / "config.json"
-    record = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    record = read_config(config) if config.is_file() else {}
     if "experiment" not in record:
         return None
     script = REPOSITORY / record.get("script", f"{record['experiment']}/train.py")
@@ -54,9 +56,13 @@ def script_of_run(directory: Path) -> Path | None:
 
 
 def main(config: AskConfig) -> None:
-    chat = ChatFormat(load_tokenizer(config.model), config.system_prompt)
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    chat = ChatFormat(tokenizer, config.system_prompt)
     options = ModelOptions(
-        config.model, resolve_device("auto"), num_tokens=num_tokens(chat.tokenizer)
+        config.model,
+        resolve_device("auto"),
+        trust_remote_code=config.trust_remote_code,
+        num_tokens=num_tokens(tokenizer),
     )
     talk_with(
         load_policy(options),

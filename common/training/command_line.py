@@ -61,7 +61,7 @@ def parse_flags(config_class: type[ConfigType], arguments: list[str]) -> ConfigT
     if config.chat is None and not config.resume:
         return config
     directory = run_at(config.chat) if config.chat is not None else find_run(config)
-    saved = from_json(config_class, read_config(directory))
+    saved = from_json(config_class, read_config(directory.config_file))
     kept = {name: value for name, value in saved.items() if name not in OF_ONE_CALL}
     return parse_config(config_class, arguments, defaults=kept)
 

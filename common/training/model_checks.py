@@ -8,7 +8,7 @@ from common.errors import UserError
 from common.flags.train_config import TrainConfig
 from common.models.load import stop_token_ids
 from common.models.log_probs import TokenLogProbs
-from common.models.vocabulary import embedding_rows
+from common.models.vocabulary import embedding_rows, tokens_beyond
 from common.rollout.chat import ChatFormat
 from common.rollout.self_check import check_decoding
 from common.rollout.tool_chat import ToolChat
@@ -44,7 +44,7 @@ def check_tokens(
 
     An embedding of so many rows ends there. Most models embed all that their tokenizer knows.
     """
-    beyond = {i: token for token, i in chat.tokenizer.get_vocab().items() if i >= rows}
+    beyond = tokens_beyond(chat.tokenizer, rows)
     if not beyond:
         return
 

@@ -6,17 +6,19 @@ import io
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import torch
 import transformers
 from rich.console import Console
 
+from common.errors import UserError
 from common.flags.train_config import TrainConfig
 from common.models.load import load_policy, max_positions, stop_token_ids
-from common.models.vocabulary import num_tokens
+from common.models.vocabulary import embedding_rows, num_tokens, tokens_beyond
 from common.printable import printable, storable
 from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
@@ -37,6 +39,10 @@ LEAST_ROOM = 16
 START_ANEW = "/new"
 
 
+class UnansweredError(UserError):
+    """A question that the model cannot read, or has no room to answer."""
+
+
 class Talk:
     """One conversation after another, with a question at a time."""
 
@@ -46,13 +52,16 @@ class Talk:
         converse: Callable[..., list[Conversation]],
         max_length: int,
         tasks: Sequence[Task] = (),
+        unreadable: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         """`tasks` are those of which an environment is told; where there is one, each question
-        begins a conversation, as the environment ends with it."""
+        begins a conversation, as the environment ends with it. `unreadable` are tokens that the
+        model does not embed."""
         self._chat = chat
         self._converse = converse
         self._max_length = max_length
         self._tasks = tasks
+        self._unreadable = unreadable
         self._seed = time.time_ns() % 2**63
         self._asked = 0
         self._so_far: list[int] = []
@@ -66,10 +75,23 @@ class Talk:
         return bool(self._so_far) and length + LEAST_ROOM > self._max_length
 
     def ask(self, question: str) -> Transcript:
+        """Raises `UnansweredError` for a question that leaves the talk as it was."""
         stream = StreamKey(self._seed, 0, self._asked, 0)
         self._asked += 1
         chat = self._chat.after(self._so_far)
+        for token_id in chat.prompt_ids(question):
+            if token_id in self._unreadable:
+                raise UnansweredError(
+                    f"the prompt holds {self._unreadable[token_id]!r}, which is token {token_id} "
+                    "to the tokenizer, and the model has fewer; ask without it, or take the "
+                    "tokenizer that belongs to the model"
+                )
         ((trajectory, transcript),) = self._converse([(self._task(question), stream)], chat=chat)
+        if not trajectory.num_sampled:
+            raise UnansweredError(
+                f"no room is left for an answer: the prompt has {len(trajectory.token_ids)} "
+                f"tokens, and a conversation at most {self._max_length}; ask a shorter question"
+            )
         if not self._tasks:
             self._so_far = trajectory.token_ids
         return transcript
@@ -121,7 +143,8 @@ def talk_with(
 ) -> None:
     """Ask one question, or all that are typed.
 
-    `how` tells how conversations of at most so many tokens are held.
+    `how` tells how conversations of at most so many tokens are held. Raises `UserError` if the one
+    question cannot be answered; of those that are typed it is said.
     """
     max_length = min(MAX_LENGTH, max_positions(model) or MAX_LENGTH)
     stop_ids = stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids
@@ -134,7 +157,9 @@ def talk_with(
         sampling=sampling,
         max_completion_tokens=max_completion_tokens,
     )
-    console, talk = Console(), Talk(chat.ending_at(stop_ids), converse, max_length, tasks)
+    unreadable = tokens_beyond(chat.tokenizer, embedding_rows(model))
+    talk = Talk(chat.ending_at(stop_ids), converse, max_length, tasks, unreadable)
+    console = Console()
     say = partial(console.out, highlight=False)
     if chat.warning:
         say(chat.warning)
@@ -151,7 +176,10 @@ def talk_with(
         if talk.is_full(as_question(line)):
             say("no room is left: the conversation starts anew")
             talk.start_anew()
-        show(console, talk.ask(as_question(line)), chat)
+        try:
+            show(console, talk.ask(as_question(line)), chat)
+        except UnansweredError as error:
+            say(str(error))
 
 
 def as_question(text: str) -> str:

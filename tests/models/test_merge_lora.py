@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from common.models.load import ModelOptions, load_policy, load_tokenizer
 from common.models.merge_lora import merge
 from common.run.merge_lora import find_adapters, main
 from tests.helpers import REPOSITORY
+from tests.small_models import save_model_with_code
 
 CPU = torch.device("cpu")
 IDS = torch.arange(20, 50)[None]
@@ -70,6 +72,28 @@ def test_make_says_where_the_model_is(run):
     assert (merged / "model.safetensors").is_file()
 
 
+def checkpoint_with_code(run: Path) -> Path:
+    """Adapters of a model that comes with code of its own."""
+    base = save_model_with_code(run.parent / "own")
+    options = ModelOptions(str(base), CPU, lora_rank=2, trust_remote_code=True)
+    checkpoint = run / "checkpoints" / "step_000001"
+    load_policy(options).save_pretrained(checkpoint)
+    load_tokenizer(str(base)).save_pretrained(checkpoint)
+    return checkpoint
+
+
+@pytest.mark.parametrize("named", [".", "checkpoints/step_000001"])
+def test_code_of_the_base_runs_as_it_did_in_the_run(named, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    checkpoint_with_code(run)
+    (run / "config.json").write_text(json.dumps({"trust_remote_code": True}))
+    monkeypatch.chdir(run / named)
+    main(["."])
+    merged = run / "checkpoints" / "merged_step_000001"
+    architecture = json.loads((merged / "config.json").read_text())["architectures"]
+    assert architecture == ["OwnForCausalLM"]
+
+
 class TestMistakes:
     def test_a_directory_that_is_not_there(self, tmp_path):
         with pytest.raises(UserError, match=r"nowhere: no such directory"):
@@ -98,6 +122,13 @@ class TestMistakes:
         merge(find_adapters(run))
         with pytest.raises(UserError, match="merged_step_000010: exists"):
             main([str(run)])
+
+    def test_code_of_a_base_that_no_run_trusts(self, tmp_path):
+        checkpoint = checkpoint_with_code(tmp_path / "alone")
+        with pytest.raises(UserError, match=r"its config\.json$") as caught:
+            main([str(checkpoint)])
+        assert "if the run trained with --trust-remote-code; name" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("model_directory", ["qwen2"], indirect=True)
     def test_a_base_that_has_moved(self, run):

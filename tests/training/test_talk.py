@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from common.errors import UserError
 from common.models.load import load_tokenizer
 from common.models.tiny.tokenizer import END_ID
 from common.rollout.chat import ChatFormat
+from common.rollout.generate import Completion, Request
 from common.rollout.multi_turn import Limits, multi_turn
 from common.rollout.rollout import single_turn
 from common.rollout.sampling import Sampling
@@ -25,9 +27,17 @@ from common.tools.calculator import calculate
 from common.tools.environment import EnvironmentFactory
 from common.tools.runner import ToolRunner
 from common.tools.toolbox import make_tool, make_toolbox
-from common.training.ask import script_of_run
-from common.training.talk import Talk, as_question
-from tests.helpers import REPOSITORY, load_script, run_here, scripted_lines, train_here
+from common.training.ask import AskConfig, main, script_of_run
+from common.training.talk import Talk, UnansweredError, as_question
+from tests.helpers import (
+    REPOSITORY,
+    ScriptedGenerator,
+    load_script,
+    run_here,
+    scripted_lines,
+    train_here,
+)
+from tests.small_models import save_model, save_model_with_code
 
 TOKENIZER = load_tokenizer("tiny")
 GREEDY = Sampling(0.0, 1.0)
@@ -60,6 +70,80 @@ def test_a_question_is_asked_after_all_that_was_said():
     assert not talk.is_full("2+2? " * 30), "a question of its own is asked in any case"
     talk.ask("2+2?")
     assert prompts(generator)[2] == first
+
+
+class TestAQuestionThatCannotBeAnswered:
+    """It leaves the conversation as it was."""
+
+    @pytest.fixture
+    def talk(self) -> Talk:
+        def complete(request: Request) -> Completion:
+            room = 60 - len(request.prompt_ids)
+            return Completion([END_ID][: max(room, 0)], [-0.5][: max(room, 0)], "context")
+
+        converse = partial(
+            single_turn,
+            generator=ScriptedGenerator(complete),
+            sampling=GREEDY,
+            max_completion_tokens=8,
+        )
+        (seven,) = lines("7")[0]
+        return Talk(ChatFormat(TOKENIZER, ""), converse, 60, unreadable={seven: "7"})
+
+    def test_for_want_of_room(self, talk):
+        talk.ask("2+2?")
+        so_far = talk._so_far
+        with pytest.raises(
+            UnansweredError,
+            match=r"^no room is left for an answer: the prompt has \d+ tokens, and a conversation "
+            "at most 60; ask a shorter question$",
+        ):
+            talk.ask("2+2? " * 30)
+        assert talk._so_far == so_far
+
+    def test_for_a_token_that_the_model_does_not_embed(self, talk):
+        with pytest.raises(UnansweredError, match=r"^the prompt holds '7', which is token "):
+            talk.ask("2+7?")
+        assert talk._so_far == []
+
+
+@pytest.fixture
+def model_with_a_word_too_many(tmp_path) -> str:
+    directory = save_model("gpt2", tmp_path / "model")
+    tokenizer = load_tokenizer(str(directory))
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.mark.parametrize(
+    ("question", "complaint"),
+    [
+        ("the zebra", "the prompt holds 'zebra', which is token 400 to the tokenizer, and "),
+        ("cows " * 2000, "no room is left for an answer: the prompt has "),
+    ],
+)
+def test_what_cannot_be_answered_is_said(
+    model_with_a_word_too_many, question, complaint, monkeypatch, capsys
+):
+    config = AskConfig(model_with_a_word_too_many, question, max_completion_tokens=4)
+    with pytest.raises(UserError, match=f"^{complaint}"):
+        main(config)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{question}\nthe cow\n"))
+    capsys.readouterr()
+    main(replace(config, question=None))
+    _, said, *answer = capsys.readouterr().out.splitlines()
+    assert said.startswith(complaint)
+    assert answer, "the talk goes on"
+
+
+def test_code_of_a_models_own_runs_where_it_may(tmp_path, capsys):
+    directory = str(save_model_with_code(tmp_path / "own"))
+    config = AskConfig(directory, "How many?", max_completion_tokens=4)
+    with pytest.raises(UserError, match=r"--trust-remote-code$"):
+        main(config)
+    main(replace(config, trust_remote_code=True))
+    assert capsys.readouterr().out
 
 
 def test_calls_are_run_and_read_by_later_questions():
@@ -172,6 +256,14 @@ def test_the_script_of_a_run_is_found(run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"experiment": "gone", "script": "gone.py"}))
     with pytest.raises(UserError, match=r"gone\.py, which made it, is gone; put it back"):
         script_of_run(tmp_path)
+
+
+@pytest.mark.parametrize("damaged", ['{"experiment": "experiment_ba', "[1]"])
+def test_a_damaged_record_of_a_run_is_one_line(damaged, tmp_path):
+    (tmp_path / "config.json").write_text(damaged)
+    for read in (script_of_run, run_at):
+        with pytest.raises(UserError, match=r"config\.json: is damaged \(.*\); put it back$"):
+            read(tmp_path)
 
 
 def test_checkpoints_are_found_where_the_flags_put_them(run, tmp_path):
