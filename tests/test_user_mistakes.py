@@ -67,6 +67,10 @@ def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:
         (["--kl-weight", "-0.1"], ["--kl-weight -0.1", "0 or more"]),
         (["--clip-eps", "1"], ["--clip-eps 1", "below 1"]),
         (["--dtype", "float16"], ["--dtype float16", "bfloat16"]),
+        (
+            ["--eval-group-size", "4", "--eval-temperature", "0"],
+            ["--eval-group-size 4: at --eval-temperature 0", "leave out one"],
+        ),
         (["--max-length", "8"], ["--max-length 8", "tokens", "raise it"]),
         (["--device", "abacus"], ["--device abacus", "cuda:N"]),
         (["--device", "cuda:7"], ["--device cuda:7", "no such device"]),

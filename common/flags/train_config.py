@@ -351,6 +351,11 @@ class TrainConfig(
             check(name, math.isfinite, "a finite number")
         check("reward_timeout", lambda seconds: 0 < seconds < 1e6, "above 0, in seconds")
         check("eval_temperature", lambda value: 0 <= value < math.inf, "0 or more")
+        if self.eval_temperature == 0 and self.eval_group_size > 1:
+            raise UserError(
+                f"--eval-group-size {self.eval_group_size}: at --eval-temperature 0 they are all "
+                "the same completion; leave out one of the two flags"
+            )
         check("dynamic_sampling", lambda count: count >= 1, "at least 1")
         for name in ("max_minutes", "lora_alpha"):
             check(name, lambda value: 0 < value < math.inf, "above 0")

@@ -26,19 +26,21 @@ def split_thought(completion: str) -> tuple[str | None, str]:
     """The thought, without its tags, and what stands after it.
 
     A thought goes from the first opening tag to the last closing tag: tags that it mentions are
-    text. Nothing stands after one that was never closed, and text without a reasoning tag stands
-    after none. There is no thought without both tags, the opening one first.
+    text. What stands after it ends where another is opened that is never closed. Nothing stands
+    around one that was never closed where none was, and text without a reasoning tag stands after
+    none. There is no thought without both tags, the opening one first.
     """
     opening, closing = _reasoning_tags(completion)
     before, closed, after = completion.rpartition(closing)
-    if opening in after:
+    after, opened_again, _ = after.partition(opening)
+    if opened_again and not closed:
         return None, ""
     _, opened, thought = before.partition(opening)
     return (thought if opened and closed else None), after
 
 
 def after_thought(completion: str) -> str:
-    """The only place for an answer."""
+    """The only place for an answer, and for calls of tools."""
     return split_thought(completion)[1]
 
 
@@ -62,9 +64,10 @@ def format_exact(completion: str, task: Task) -> float:
     """1 for a thought in its tags, then an answer in its tags, and nothing else."""
     del task
     thought, after = split_thought(completion)
-    opening, _ = _reasoning_tags(completion)
+    opening, closing = _reasoning_tags(completion)
     return float(
         thought is not None
+        and completion.endswith(f"{closing}{after}")
         and extract_tag(completion, ANSWER_TAG) is not None
         and completion.lstrip().startswith(opening)
         and after.strip().startswith(f"<{ANSWER_TAG}>")

@@ -39,6 +39,13 @@ StopReason = Literal[
 ]
 
 
+# Why nobody would read the reply to a call in which nothing is wrong.
+_UNREAD = {
+    "max_turns": "this was the last turn (--max-turns)",
+    "max_length": "no tokens are left for a reply",
+}
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one conversation may take."""
@@ -147,7 +154,8 @@ class _Conversation:
         self.stop_reason = self._reason_to_stop(completion, turn, call)
         if call is None or not self.stop_reason:
             return call
-        self._calls.append(call.record("unanswered", call.complaint))
+        why = call.complaint or f"not run: {_UNREAD[self.stop_reason]}"
+        self._calls.append(call.record("unanswered", why))
         return None
 
     def _reason_to_stop(

@@ -8,6 +8,8 @@ from contextlib import suppress
 import transformers
 
 from common.errors import UserError
+from common.rewards.tags import after_thought
+from common.rewards.transcript import Transcript
 from common.rollout.chat import (
     ANOTHER_TEMPLATE,
     NO_OPTIONS,
@@ -16,7 +18,7 @@ from common.rollout.chat import (
     without_empty_thoughts,
 )
 from common.rollout.stop_strings import StopString
-from common.tools.calls import Call, Format, closing_tag, parse_calls
+from common.tools.calls import Call, Format, closing_tag, opens_call, parse_calls
 from common.tools.environment import EnvironmentFactory
 from common.tools.toolbox import Tool, make_tool
 
@@ -66,11 +68,19 @@ class ToolChat(ChatFormat):
 
     def ends_turn(self, token_ids: Sequence[int]) -> bool:
         """Also where a call has just been closed: what follows is for the tool to say."""
-        return self._ends_call(token_ids) or super().ends_turn(token_ids)
+        if self._ends_call(token_ids):
+            written = self._beside_thought(self.turn_text(token_ids))
+            if closing_tag(self.call_format) in written:
+                return True
+        return super().ends_turn(token_ids)
 
     def call_in(self, turn: str) -> Call | None:
-        """The attempt to call a tool in what the policy wrote, if there is one."""
-        return next(iter(parse_calls(turn, self.call_format, self.toolbox)), None)
+        """The attempt to call a tool in what the policy wrote, if there is one.
+
+        In a thought calls are text, like answers: one that is mentioned there is none.
+        """
+        written = self._beside_thought(turn)
+        return next(iter(parse_calls(written, self.call_format, self.toolbox)), None)
 
     def cut(self, reply: str, max_tokens: int) -> str:
         """The reply, shortened to that many tokens, the mark of the cut included."""
@@ -79,6 +89,13 @@ class ToolChat(ChatFormat):
             return reply
         kept = token_ids[: max(0, max_tokens - len(self.encode_plain(_CUT)))]
         return self.decode(kept).rstrip("\N{REPLACEMENT CHARACTER}") + _CUT
+
+    def _beside_thought(self, turn: str) -> str:
+        """Where a call is one: after the thought. All of a turn that opens none anywhere: a closing
+        tag that closes nothing is an attempt, too, wherever it stands.
+        """
+        after = after_thought(Transcript(turn, reasoning_tag=self.reasoning_tag))
+        return after if after or opens_call(turn, self.call_format) else turn
 
     def _check_shown_format(self) -> None:
         """Refuse a template that shows no tools, or calls in another form than the chosen one."""

@@ -77,6 +77,11 @@ def closing_tag(call_format: Format) -> str:
     return _CLOSING[call_format]
 
 
+def opens_call(text: str, call_format: Format) -> bool:
+    """Whether there is an opening tag, however it goes on."""
+    return _OPENING[call_format].search(text) is not None
+
+
 def parse_calls(text: str, call_format: Format, toolbox: Mapping[str, Tool]) -> list[Call]:
     """Every call in a turn that the model has written, in order, whatever their state."""
     calls: list[Call] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -223,7 +224,10 @@ class EchoChat(ToolChat):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._ends_call = StopString(self.tokenizer, "e")
+        self._has_ended = StopString(self.tokenizer, "e")
+
+    def ends_turn(self, token_ids: Sequence[int]) -> bool:
+        return self._has_ended(token_ids)
 
     def call_in(self, turn: str) -> Call | None:
         return Call("ok", "echo", {"text": turn[-9:]}) if turn.endswith("e") else None

@@ -33,6 +33,8 @@ PIECES = st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>
         ("<think>a</think><think>b<answer>2</answer>", None),
         ("<answer>2</answer><think>a</think>", None),
         ("<answer>2</answer><think>a", None),
+        ("<think>a</think><answer>2</answer> I used <think> tags", "2"),
+        ("<think>a</think><answer>2</answer><think><answer>3</answer>", "2"),
     ],
 )
 def test_the_answer_is_in_its_tags_after_the_thought(completion, expected):
@@ -48,7 +50,8 @@ def test_the_answer_is_in_its_tags_after_the_thought(completion, expected):
         ("well <think>a</think>b", "a", "b"),
         ("a</think>b", None, "b"),
         ("<think>a", None, ""),
-        ("a</think>b<think>c", None, ""),
+        ("a</think>b<think>c", None, "b"),
+        ("<think>a</think>b<think>c<think>", "a", "b"),
         ("a", None, "a"),
         ("", None, ""),
     ],
@@ -69,6 +72,7 @@ def test_the_thought_and_what_stands_after_it(completion, thought, after):
         ("<think>a</think>b</think><answer>2</answer>", 1, 1),
         ("Well: <think>a</think><answer>2</answer>", 0, 1),
         ("<think>a</think><answer>2</answer> done", 0, 1),
+        ("<think>a</think><answer>2</answer><think>", 0, 1),
         ("<think>a</think>So <answer>2</answer>", 0, 1),
         ("</think><think></think><answer>2</answer>", 0, 1),
         ("<answer>2</answer><think>a</think>", 0, 0.5),

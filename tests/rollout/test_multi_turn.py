@@ -174,6 +174,31 @@ def test_every_turn_begins_with_what_the_template_opened():
     assert str(tokenizer.decode(trajectory.token_ids)).count("assistant\n<think>") == 2
 
 
+def test_a_call_in_a_thought_is_text():
+    """Closed or still open: decoding goes on, and the call after the thought is run."""
+    mentions = f"<think>I could write <tool:calc>1+1</tool> or <tool:calc> hmm</think>{CALL}"
+    trajectory, transcript = outcome(mentions, f"<think>{CALL}</think>{ANSWER}")
+    assert trajectory.stop_reason == "answered"
+    assert [(c.tool, c.status, c.reply) for c in transcript.calls] == [("calc", "ok", "4")]
+    assert [m.content for m in transcript.messages] == [
+        mentions,
+        "4",
+        f"<think>{CALL}</think>{ANSWER}",
+    ]
+    trajectory, transcript = outcome(f"<think>so {CALL} {ANSWER}")
+    assert (trajectory.stop_reason, transcript.calls) == ("no_tool_call", ())
+    _, transcript = outcome("<think>so</tool>", ANSWER)
+    assert [c.status for c in transcript.calls] == ["unknown_tool"]
+
+
+def test_the_tag_of_a_thought_is_the_runs():
+    chat = ToolChat(TOKENIZER, "", TOOLBOX, "tags", options=ChatOptions(reasoning_tag="why"))
+    assert chat.call_in(f"<why>{CALL}</why>{ANSWER}") is None
+    assert chat.call_in(f"<think>{CALL}") is not None
+    assert not chat.ends_turn(chat.encode(f"<why>{CALL}"))
+    assert chat.ends_turn(chat.encode(f"<why>so</why>{CALL}"))
+
+
 def test_a_call_its_reply_and_an_answer():
     trajectory, transcript = outcome(CALL, ANSWER)
     assert trajectory.stop_reason == "answered"
@@ -225,6 +250,7 @@ def test_the_call_in_the_last_turn_is_not_run(max_turns):
     assert trajectory.stop_reason == "max_turns"
     outcomes = [call.outcome for call in transcript.calls]
     assert outcomes == ["answered"] * (max_turns - 1) + ["unanswered"]
+    assert transcript.calls[-1].reply == "not run: this was the last turn (--max-turns)"
 
 
 def test_every_bad_call_is_answered_with_what_is_wrong_with_it():

@@ -122,6 +122,33 @@ def test_xml_shows_the_schemas_and_reads_what_the_template_writes():
     assert [n for n in range(1, len(ids) + 1) if chat.ends_turn(ids[:n])] == [len(ids)]
 
 
+@pytest.mark.parametrize(
+    ("model", "form", "thought", "written"),
+    [
+        (
+            "qwen3-coder",
+            "xml",
+            "Use <tool_call> now.",
+            "<function=calc><parameter=expression>1</parameter></function>",
+        ),
+        (
+            "qwen2.5",
+            "hermes",
+            "A call is <tool_call>{name, arguments}</tool_call>, I think.",
+            '{"name": "calc", "arguments": {"expression": "1"}}',
+        ),
+    ],
+)
+def test_what_a_thought_says_of_calls_hides_none(model, form, thought, written):
+    chat = ToolChat(TOKENIZERS[model], "", TOOLBOX, form)
+    turn = f"<think>{thought}</think><tool_call>{written}</tool_call>"
+    call = chat.call_in(turn)
+    assert call is not None
+    assert (call.status, call.name, call.arguments) == ("ok", "calc", {"expression": "1"})
+    ids = chat.encode(turn)
+    assert [n for n in range(1, len(ids) + 1) if chat.ends_turn(ids[:n])] == [len(ids)]
+
+
 MADE_CALLS = QWEN25_TEMPLATE.replace(
     "message['content'] + '<|im_end|>",
     "message['content'] + ('<tool_call>' + ({'name': message.tool_calls[0].function.name,"
