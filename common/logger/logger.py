@@ -148,16 +148,19 @@ class Logger:
         self._append_samples(rows)
 
     def log_errored(self, batch_step: int, groups: Sequence[Group]) -> None:
-        """Record what a tool broke off or a reward failed on; say so the first time of each."""
+        """Record what a tool broke off or a reward failed on; say so the first time of each.
+
+        What only a reward of weight 0 failed on is said as well, and is no errored sample.
+        """
         broken = [replace(group, rollouts=group.errored, advantages=[]) for group in groups]
         self._append_samples(
             [r for group in broken for r in sample_rows(batch_step, group, "errored")]
         )
-        for group in broken:
-            for rollout in group.rollouts:
+        for group in groups:
+            for rollout in (*group.rollouts, *group.errored):
                 if rollout.failure:
                     self._say_once(rollout.failure.source, f"not scored: {rollout.failure.text}")
-                else:
+                elif rollout.trajectory.errored:
                     call = rollout.completion.calls[-1]
                     broken_off = f"tool {call.tool} broke off a conversation"
                     self._say_once(call.tool, f"{broken_off}: {call.reply}")

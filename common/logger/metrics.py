@@ -84,7 +84,7 @@ def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) 
         "advantages_std": advantages.std(),
         "total_rollouts": len(rollouts),
         "errors": len(errored),
-        "reward_errors": sum(rollout.failure is not None for rollout in errored),
+        "reward_errors": sum(rollout.failure is not None for rollout in (*rollouts, *errored)),
         "dropped_groups": dropped,
         "completion_tokens_mean": lengths.mean(),
         "completion_tokens_min": lengths.min(),

@@ -45,7 +45,9 @@ class Judgement:
     """The weighted sum of those that apply."""
     correct: bool
     failure: Failure | None = None
-    """Why it cannot be compared with others."""
+    """What came of a function that gave no score, one that counts before one that does not."""
+    comparable: bool = True
+    """Whether all that counts, and what is right, could be said of it."""
 
 
 class Judge:
@@ -98,17 +100,22 @@ class Judge:
         failures: list[Failure] = []
         for reward in self.rewards:
             outcome, parts = _said(reward.function, heard)
-            if isinstance(outcome, Failure):
+            if isinstance(outcome, Failure) and reward.weight:
                 failures.append(outcome)
             scores[reward.name] = _score(reward.name, outcome)
             scores |= parts
         outcome, _ = _said(self.notion.function, heard)
         if isinstance(outcome, Failure):
             failures.append(outcome)
+        only_logged = [said for said in heard.values() if isinstance(said, Failure)]
         counted = [(reward.weight, scores[reward.name]) for reward in self.rewards]
         total = math.fsum(weight * score for weight, score in counted if score is not None)
         return Judgement(
-            scores, total, self.notion.holds(outcome), failures[0] if failures else None
+            scores,
+            total,
+            correct=self.notion.holds(outcome),
+            failure=next(iter([*failures, *only_logged]), None),
+            comparable=not failures,
         )
 
 

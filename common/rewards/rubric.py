@@ -53,10 +53,14 @@ class Rubric:
         """The mean from what the criteria's functions say, and their scores, each in its own range.
 
         A criterion that does not apply to the task counts for nothing; without any that counts, the
-        rubric does not apply. It fails where one of them does.
+        rubric does not apply. It fails where one of them does that has a weight.
         """
         names = [f"criteria/{self.name}/{criterion.name}" for criterion in self.criteria]
-        failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        failures = [
+            outcome
+            for criterion, outcome in zip(self.criteria, outcomes, strict=True)
+            if isinstance(outcome, Failure) and criterion.weight
+        ]
         scores = [
             None if outcome is None or isinstance(outcome, Failure) else criterion.clipped(outcome)
             for criterion, outcome in zip(self.criteria, outcomes, strict=True)

@@ -75,7 +75,7 @@ def as_segment(completion: Completion) -> Segment:
 def _judged(conversation: Conversation, judgement: Judgement) -> Rollout:
     trajectory, transcript = conversation
     failure = None if trajectory.errored else judgement.failure
-    if failure:
+    if failure and not judgement.comparable:
         trajectory = replace(trajectory, stop_reason=failure.kind)
     return Rollout(
         trajectory, transcript, judgement.scores, judgement.reward, judgement.correct, failure

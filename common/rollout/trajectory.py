@@ -108,7 +108,7 @@ class Rollout:
     """The weighted sum of the scores."""
     correct: bool
     failure: Failure | None = None
-    """Why it could not be scored."""
+    """What came of a reward that gave no score."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def load_judge(
         notion = Notion(is_correct)
     judge = Judge(rewards, notion, config.reward_timeout)
     (judgement,) = judge([Transcript("")], [example])
-    if judgement.failure:
+    if judgement.failure and not judgement.comparable:
         raise UserError(f"{judgement.failure.text}; {judgement.failure.remedy}")
     return judge
 

@@ -385,6 +385,7 @@ def test_a_score_counts_where_it_applies():
 def test_what_a_reward_failed_on_is_counted_apart():
     failed = replace(make_rollout(0.0, stop="reward_error"), failure=Failure("--reward a", "no"))
     broken = make_rollout(0.0, stop="error")
-    group = replace(make_group(make_rollout(1.0)), errored=[failed, failed, broken])
+    only_logged = replace(make_rollout(1.0), failure=Failure("--reward b", "no"))
+    group = replace(make_group(only_logged), errored=[failed, failed, broken])
     metrics = rollout_metrics([group], [])
-    assert (metrics["rollouts/errors"], metrics["rollouts/reward_errors"]) == (3, 2)
+    assert (metrics["rollouts/errors"], metrics["rollouts/reward_errors"]) == (3, 3)

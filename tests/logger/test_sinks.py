@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,8 @@ def test_what_a_reward_failed_on_is_in_the_samples_and_said_once(logger, console
     trajectory = Trajectory((), failure.kind)
     failed = Rollout(trajectory, Transcript("y"), scores, 1.0, False, failure)
     fine = Rollout(Trajectory((), "stop"), Transcript("z"), {**scores, "judge": 0.5}, 1.5, True)
+    only_logged = Failure("--reward a.py:short", "gave nan")
+    fine = replace(fine, failure=only_logged)
     group = Group(Task(0, "?", "!"), [fine], [0.0], errored=[failed, failed])
     with logger:
         logger.log_samples(1, [group], "train")
@@ -82,10 +85,11 @@ def test_what_a_reward_failed_on_is_in_the_samples_and_said_once(logger, console
         ("train", True, 0.5),
         *[("errored", False, None)] * 2,
     ]
-    assert [row.get("failure") for row in rows] == [None, *[failure.text] * 2]
+    assert [row.get("failure") for row in rows] == [only_logged.text, *[failure.text] * 2]
     assert set().union(*rows) <= {*SAMPLE_COLUMNS, *scores}
     said = console.file.getvalue().replace("\n", " ")
     assert said.count("not scored: --reward a.py:judge: raised KeyError: 'x'") == 1
+    assert said.count("not scored: --reward a.py:short: gave nan") == 1
 
 
 def test_what_is_not_finite_is_null_in_the_file_and_reported_once(tmp_path, logger, console):

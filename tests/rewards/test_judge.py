@@ -53,13 +53,37 @@ def test_a_failure_of_any_function_is_one_of_the_completion():
         raise KeyError("x")
 
     fine, bad = Reward("fine", is_correct, 1.0), own(broken)
-    of_reward = Judge([fine, Reward("bad", bad, 0.0)], Notion(is_correct))([RIGHT], [TASK])[0]
+    of_reward = Judge([fine, Reward("bad", bad, 0.1)], Notion(is_correct))([RIGHT], [TASK])[0]
     of_notion = Judge([fine], Notion(bad))([RIGHT], [TASK])[0]
     assert of_reward.scores == {"fine": 1.0, "bad": None}
     assert (of_reward.correct, of_notion.correct) == (True, False)
     for judgement in (of_reward, of_notion):
         assert judgement.failure is not None
         assert "raised KeyError" in judgement.failure.text
+        assert not judgement.comparable
+
+
+def test_a_failure_of_what_is_only_logged_is_said_and_costs_nothing():
+    def broken(completion, task):
+        raise KeyError("x")
+
+    def absent(completion, task):
+        raise OSError
+
+    fine, bad = Reward("fine", is_correct, 1.0), own(broken)
+    rubric = Rubric("r", [Criterion("c", is_correct), Criterion("d", bad, 0.0)])
+    of_reward = Judge([fine, Reward("bad", bad, 0.0)], Notion(is_correct))([RIGHT], [TASK])[0]
+    of_rubric = Judge([Reward("rubric", rubric, 1.0)], Notion(is_correct))([RIGHT], [TASK])[0]
+    assert of_reward.scores == {"fine": 1.0, "bad": None}
+    assert of_rubric.scores == {"rubric": 1.0, "criteria/r/c": 1.0, "criteria/r/d": None}
+    for judgement in (of_reward, of_rubric):
+        assert (judgement.reward, judgement.correct, judgement.comparable) == (1.0, True, True)
+        assert judgement.failure is not None
+        assert "raised KeyError" in judgement.failure.text
+    rewards = [Reward("bad", bad, 0.0), Reward("absent", own(absent), 1.0)]
+    (of_both,) = Judge(rewards, Notion(is_correct))([RIGHT], [TASK])
+    assert not of_both.comparable
+    assert "raised OSError" in str(of_both.failure)
 
 
 def test_a_function_of_a_scripts_that_gives_no_number_is_an_error():

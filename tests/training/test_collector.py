@@ -240,7 +240,7 @@ def test_evaluation_has_a_temperature_of_its_own(tokenizer):
     assert asked == [0.7, 0.7, 0.7, 0.0, 0.7, 0.3]
 
 
-def failing_on(*answers: str) -> Judge:
+def failing_on(*answers: str, weight: float = 1.0) -> Judge:
     """With a reward that fails on the completions of some tasks, but on none of length 2."""
 
     def picky(completion: str, task: Task) -> float:
@@ -249,7 +249,7 @@ def failing_on(*answers: str) -> Judge:
         return float(len(completion))
 
     own = OwnFunction("--reward", "my.py:picky", picky)
-    return Judge([Reward("picky", own, 1.0)], Notion(is_correct))
+    return Judge([*LENGTH.rewards, Reward("picky", own, weight)], Notion(is_correct))
 
 
 def test_what_a_reward_fails_on_is_counted_and_not_learned_from(tokenizer):
@@ -260,7 +260,14 @@ def test_what_a_reward_fails_on_is_counted_and_not_learned_from(tokenizer):
     errored = groups[0].errored
     assert [rollout.trajectory.stop_reason for rollout in errored] == ["reward_error"] * 3
     assert all(r.failure and "ConnectionError: no judge" in r.failure.text for r in errored)
-    assert {name: s for r in errored for name, s in r.scores.items()} == {"picky": None}
+    assert [rollout.scores["picky"] for rollout in errored] == [None] * 3
+
+
+def test_what_is_only_logged_costs_no_completion_where_it_fails(tokenizer):
+    collector, _ = collect(tokenizer, judge=failing_on("1", weight=0), rollouts_per_step=12)
+    groups = collector.train(TASKS, 1)[0]
+    assert [len(group.rollouts) for group in groups] == [4] * len(groups)
+    assert sum(r.failure is not None for group in groups for r in group.rollouts) == 3
 
 
 def test_a_reward_that_fails_on_everything_stops_the_run(tokenizer):
