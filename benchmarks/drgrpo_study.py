@@ -38,7 +38,8 @@ from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import experiences_from, micro_batches, totals_of, with_advantages
 from common.repository import REPOSITORY
 from common.rewards.answers import is_correct
-from common.rewards.judge import Judge, Notion
+from common.rewards.judge import Judge
+from common.rewards.notion import Notion
 from common.rewards.reward import TEXT_REWARDS, build_rewards
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator

@@ -129,8 +129,9 @@ class TaskFlags:
     """Your own reward functions as module:function or file.py:function (weight 1 unless named in
     the weights)."""
     correct: Annotated[str | None, OWN_CODE] = None
-    """What is right, for the accuracy and for the rewards that ask for it: module:function or
-    file.py:function of your own, or the name of a reward. Default: the experiment's own notion."""
+    """What is right, for the accuracy and for answer_check and answer_correct, which then pay 1 for
+    it and 0 for anything else: module:function or file.py:function of your own, or the name of a
+    reward. Default: the experiment's own notion."""
     correct_threshold: float = 0.99
     """With --correct: a completion is right if its score is at least this; True is 1."""
     reward_timeout: float = 60.0

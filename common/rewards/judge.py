@@ -13,6 +13,7 @@ from itertools import chain
 
 from common.errors import UserError
 from common.plain_number import finite_number
+from common.rewards.notion import Notion
 from common.rewards.outcome import Failure, OfBatch, Outcome, RewardFunction
 from common.rewards.own_function import OwnFunction, outcomes_of
 from common.rewards.reward import Reward, Scorer
@@ -21,18 +22,6 @@ from common.rewards.transcript import Transcript
 from common.tasks.task import Task
 
 REWARD_TIMEOUT = 60.0
-
-
-@dataclass(frozen=True)
-class Notion:
-    """What is right: that of which a function's score is at least the threshold."""
-
-    function: Scorer
-    threshold: float = 1.0
-
-    def holds(self, outcome: Outcome) -> bool:
-        """Nothing is right where the function does not apply, or fails."""
-        return isinstance(outcome, float | int) and outcome >= self.threshold
 
 
 @dataclass(frozen=True)
@@ -120,8 +109,11 @@ class Judge:
 
 
 def _functions_of(scorer: Scorer) -> Sequence[RewardFunction | OwnFunction]:
+    if isinstance(scorer, Notion):
+        return _functions_of(scorer.function)
     if isinstance(scorer, Rubric):
-        return [criterion.function for criterion in scorer.criteria]
+        parts = (_functions_of(criterion.function) for criterion in scorer.criteria)
+        return list(chain.from_iterable(parts))
     return [scorer]
 
 
@@ -129,8 +121,10 @@ def _said(
     scorer: Scorer, heard: Mapping[RewardFunction | OwnFunction, Outcome]
 ) -> tuple[Outcome, Mapping[str, float | None]]:
     """What follows from what functions say of a completion, with the parts that are logged."""
+    if isinstance(scorer, Notion):
+        return scorer.score(_said(scorer.function, heard)[0]), {}
     if isinstance(scorer, Rubric):
-        return scorer.combined([heard[criterion.function] for criterion in scorer.criteria])
+        return scorer.combined([_said(part.function, heard)[0] for part in scorer.criteria])
     return heard[scorer], {}
 
 
@@ -144,7 +138,10 @@ def _score(name: str, outcome: Outcome) -> float | None:
 
 
 def _looks_for_tags(scorer: Scorer) -> bool:
+    """Whether it gives nothing but for answer tags; a rubric's other criteria give something."""
+    if isinstance(scorer, Notion):
+        return _looks_for_tags(scorer.function)
     if isinstance(scorer, Rubric):
-        return any(_looks_for_tags(c.function) for c in scorer.criteria if c.weight)
+        return all(_looks_for_tags(c.function) for c in scorer.criteria if c.weight)
     function = getattr(scorer, "func", scorer)
     return getattr(function, "looks_for_answer_tags", False)

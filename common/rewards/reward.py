@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from common.errors import UserError
 from common.own_code import function_name
 from common.rewards.answers import answer_check, boxed, last_number, number_check
+from common.rewards.notion import Notion
 from common.rewards.outcome import RewardFunction
 from common.rewards.own_function import OwnFunction
 from common.rewards.rubric import Rubric
 from common.rewards.tags import format_approx, format_exact
 
 # Whatever gives scores, each in its own way.
-Scorer = RewardFunction | OwnFunction | Rubric
+Scorer = RewardFunction | OwnFunction | Notion | Rubric
 
 
 @dataclass(frozen=True)

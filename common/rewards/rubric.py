@@ -15,6 +15,7 @@ from typing import Any
 from common.errors import UserError
 from common.own_code import anchored, names_own_code
 from common.rewards.checks import CHECKS
+from common.rewards.notion import Notion
 from common.rewards.outcome import Failure, Outcome, RewardFunction
 from common.rewards.own_function import BATCH_FORM, OwnFunction
 from common.yaml_file import read_yaml
@@ -24,12 +25,16 @@ _NAME = re.compile(r"[\w.-]{1,64}")
 _FIELDS = ("name", "function", "check", "parameters", "weight", "range")
 
 
+# What a criterion may ask.
+Asked = RewardFunction | OwnFunction | Notion
+
+
 @dataclass(frozen=True)
 class Criterion:
     """One thing that is looked for."""
 
     name: str
-    function: RewardFunction | OwnFunction
+    function: Asked
     weight: float = 1.0
     low: float = 0.0
     high: float = 1.0
@@ -78,7 +83,7 @@ class Rubric:
         return total / weight if weight else None, parts
 
 
-def load_rubric(path: Path, functions: Mapping[str, RewardFunction | OwnFunction]) -> Rubric:
+def load_rubric(path: Path, functions: Mapping[str, Asked]) -> Rubric:
     """Read a rubric; `functions` are the experiment's own reward functions, by name.
 
     The user's own are `module:function`, or `file.py:function` from the rubric's directory, since a
@@ -123,7 +128,7 @@ def own_functions(path: Path) -> dict[str, str]:
 def _criterion(
     number: int,
     entry: Any,
-    functions: Mapping[str, RewardFunction | OwnFunction],
+    functions: Mapping[str, Asked],
     directory: Path,
     mistakes: list[str],
 ) -> Criterion | None:
@@ -160,10 +165,10 @@ def _criterion(
 
 def _function(
     entry: Mapping[str, Any],
-    functions: Mapping[str, RewardFunction | OwnFunction],
+    functions: Mapping[str, Asked],
     directory: Path,
     complain: Callable[[str, str], None],
-) -> RewardFunction | OwnFunction | None:
+) -> Asked | None:
     """The function that an entry names, with its parameters."""
     if ("function" in entry) == ("check" in entry):
         complain("function", "give either this or `check`")
@@ -185,7 +190,7 @@ def _function(
         complain("parameters", f"{parameters!r} is no mapping of names to values")
         return None
     function = own or known[named]
-    hints = inspect.signature(_as_written(function)).parameters
+    hints = _parameters_of(function)
     if problem := _problem_with(hints, parameters):
         complain("parameters", problem)
         return None
@@ -200,6 +205,8 @@ def _function(
         except (ValueError, re.error) as error:
             complain("parameters", " ".join(str(error).split()))
             return None
+    if isinstance(function, Notion):
+        return function
     if not isinstance(function, OwnFunction):
         return partial(function, **parameters) if parameters else function
     try:
@@ -209,8 +216,12 @@ def _function(
         return None
 
 
-def _as_written(function: RewardFunction | OwnFunction) -> Callable[..., Any]:
-    return function.function if isinstance(function, OwnFunction) else function
+def _parameters_of(function: Asked) -> Mapping[str, inspect.Parameter]:
+    """What a rubric may say beside completion and task; what is right is not its to say."""
+    if isinstance(function, Notion):
+        return {}
+    as_written = function.function if isinstance(function, OwnFunction) else function
+    return inspect.signature(as_written).parameters
 
 
 def _problem_with(

@@ -11,12 +11,13 @@ from common.logger.logger import SAMPLE_COLUMNS
 from common.logger.metrics import TAKEN_BY_METRICS, reward_metric_names
 from common.logger.rollout_media import GENERATION_COLUMNS
 from common.own_code import function_name, names_own_code
-from common.rewards.judge import Judge, Notion
+from common.rewards.judge import Judge
 from common.rewards.math_verify import MathVerify
+from common.rewards.notion import Notion
 from common.rewards.outcome import RewardFunction
 from common.rewards.own_function import OwnFunction
 from common.rewards.reward import TEXT_REWARDS, Reward, Scorer, build_rewards
-from common.rewards.rubric import load_rubric
+from common.rewards.rubric import Asked, load_rubric
 from common.rewards.tool_use import environment_reward
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
@@ -25,7 +26,7 @@ from common.tools.environment import EnvironmentFactory
 # What takes a package and time: part of a run only where a flag names it.
 ON_REQUEST = {"math_verify": MathVerify}
 # The rewards that ask whether an answer is right: where the user says what is, with --correct, they
-# ask that.
+# pay 1 for that and 0 for anything else, but for the one that --correct names.
 ASK_WHAT_IS_RIGHT = ("answer_check", "answer_correct")
 
 
@@ -46,30 +47,29 @@ def load_judge(
 
     Raises `UserError` for names and weights that mean nothing, and for a function that fails.
     """
-    known: dict[str, RewardFunction | OwnFunction]
+    known: dict[str, Asked]
     known = {**(functions or TEXT_REWARDS), **{name: make() for name, make in ON_REQUEST.items()}}
-    own_notion = None
-    if config.correct is not None and names_own_code(config.correct):
-        own_notion = OwnFunction.load("--correct", config.correct).bound()
-        known |= {name: own_notion for name in ASK_WHAT_IS_RIGHT if name in known}
     defaults: dict[str, float] = {}
     if environments is not None and environments.gives_reward:
         known["environment"], defaults["environment"] = environment_reward, 1.0
+    _refuse_taken_names(config.reward)
+    asking = [name for name in ASK_WHAT_IS_RIGHT if name in known and name != config.correct]
+    notion = Notion(is_correct)
+    if (function := _function_named(config, known)) is not None:
+        notion = Notion(function, config.correct_threshold)
+        known |= dict.fromkeys(asking, notion)
     scorers: dict[str, Scorer] = {**known}
     if config.rubric_file is not None:
         rubric = load_rubric(config.rubric_file, known)
         scorers["rubric"], defaults["rubric"] = rubric, config.rubric_weight
         say(f"Loaded rubric: {rubric.name} ({len(rubric.criteria)} criteria)")
-    _refuse_taken_names(config.reward)
+        if config.correct == "rubric":
+            notion = Notion(rubric, config.correct_threshold)
+            scorers |= dict.fromkeys(asking, notion)
     on_request = ON_REQUEST.keys() - {config.correct}
     rewards = build_rewards(scorers, config.reward, config.reward_weights, defaults, on_request)
     _refuse_clashing_metrics(rewards)
-    if own_notion is not None:
-        notion = Notion(own_notion, config.correct_threshold)
-    elif config.correct is not None:
-        notion = Notion(_reward_named(config.correct, rewards), config.correct_threshold)
-    else:
-        notion = Notion(is_correct)
+    _refuse_unknown_notion(config.correct, rewards)
     judge = Judge(rewards, notion, config.reward_timeout)
     (judgement,) = judge([Transcript("")], [example])
     if judgement.failure and not judgement.comparable:
@@ -77,15 +77,23 @@ def load_judge(
     return judge
 
 
-def _reward_named(name: str, rewards: Sequence[Reward]) -> Scorer:
-    for reward in rewards:
-        if reward.name == name:
-            return reward.function
-    raise UserError(
-        f"--correct {name}: there is no reward of that name; there are "
-        f"{', '.join(reward.name for reward in rewards)}, or module:function or file.py:function "
-        "of your own"
-    )
+def _function_named(config: TrainConfig, known: Mapping[str, Asked]) -> Asked | None:
+    """What `--correct` names, unless that is a rubric, which may ask for it."""
+    own = {function_name(path): path for path in config.reward}
+    if config.correct is not None and names_own_code(config.correct):
+        return OwnFunction.load("--correct", config.correct).bound()
+    if config.correct in own:
+        return OwnFunction.load("--reward", own[config.correct]).bound()
+    return known.get(config.correct or "")
+
+
+def _refuse_unknown_notion(named: str | None, rewards: Sequence[Reward]) -> None:
+    names = [reward.name for reward in rewards]
+    if named is not None and not names_own_code(named) and named not in names:
+        raise UserError(
+            f"--correct {named}: there is no reward of that name; there are {', '.join(names)}, "
+            "or module:function or file.py:function of your own"
+        )
 
 
 def _refuse_taken_names(own_functions: Sequence[str]) -> None:

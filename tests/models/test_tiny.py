@@ -29,7 +29,8 @@ from common.models.tiny.recipe import (
 from common.models.tiny.search import UNRELIABLE, SearchStudent, lessons
 from common.models.tiny.tokenizer import END_ID, PAD_ID, TAG_TOKENS, build_tokenizer
 from common.rewards.answers import is_correct, is_tagged
-from common.rewards.judge import Judge, Notion
+from common.rewards.judge import Judge
+from common.rewards.notion import Notion
 from common.rewards.tags import format_exact
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from common.errors import UserError
 from common.rewards.answers import is_correct
-from common.rewards.judge import Judge, Notion
+from common.rewards.judge import Judge
+from common.rewards.notion import Notion
 from common.rewards.own_function import OwnFunction
 from common.rewards.reward import TEXT_REWARDS, Reward
 from common.rewards.rubric import Criterion, Rubric
@@ -118,3 +121,8 @@ def test_what_looks_for_answer_tags_is_known():
     rubric = Rubric("r", [Criterion("c", TEXT_REWARDS["answer_check"], 1.0)])
     judge = Judge([Reward("rubric", rubric, 1.0)], Notion(rubric, 0.9))
     assert judge.looking_for_tags == ["rubric", "the accuracy"]
+    other = Criterion("d", TEXT_REWARDS["last_number"], 0.0)
+    for weight, found in ((0.0, ["rubric"]), (1.0, [])):
+        mixed = Rubric("r", [*rubric.criteria, replace(other, weight=weight)])
+        judge = Judge([Reward("rubric", mixed, 1.0)], Notion(length))
+        assert judge.looking_for_tags == found

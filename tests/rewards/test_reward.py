@@ -2,7 +2,8 @@ import pytest
 
 from common.errors import UserError
 from common.rewards.answers import is_correct
-from common.rewards.judge import Judge, Notion
+from common.rewards.judge import Judge
+from common.rewards.notion import Notion
 from common.rewards.reward import TEXT_REWARDS, build_rewards
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task

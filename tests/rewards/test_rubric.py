@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.rewards.judge import Judge, Judgement, Notion
+from common.rewards.judge import Judge, Judgement
+from common.rewards.notion import Notion
 from common.rewards.reward import TEXT_REWARDS, Reward
 from common.rewards.rubric import Rubric, load_rubric, own_functions
 from common.rewards.transcript import Transcript

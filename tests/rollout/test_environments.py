@@ -14,7 +14,8 @@ import torch
 from common.errors import UserError
 from common.models.load import load_tokenizer
 from common.models.tiny.tokenizer import END_ID
-from common.rewards.judge import Judge, Notion
+from common.rewards.judge import Judge
+from common.rewards.notion import Notion
 from common.rewards.reward import Reward
 from common.rewards.tool_use import environment_reward, tool_execution
 from common.rollout.generate import Completion, Generator, Interrupted, LocalGenerator, Request

@@ -4,7 +4,8 @@ from functools import partial
 import pytest
 
 from common.rewards.answers import is_correct
-from common.rewards.judge import Judge, Notion
+from common.rewards.judge import Judge
+from common.rewards.notion import Notion
 from common.rewards.reward import TEXT_REWARDS, build_rewards
 from common.rollout.chat import ChatFormat, ChatOptions
 from common.rollout.rollout import rollout, single_turn

@@ -13,7 +13,8 @@ from common.flags.train_config import TrainConfig, resolve_defaults
 from common.models.load import ModelOptions, load_policy
 from common.replay_buffer import experiences_from, with_advantages
 from common.rewards.answers import is_correct
-from common.rewards.judge import Judge, Notion
+from common.rewards.judge import Judge
+from common.rewards.notion import Notion
 from common.rewards.own_function import OwnFunction
 from common.rewards.reward import Reward
 from common.rewards.transcript import Transcript

@@ -89,7 +89,8 @@ def test_a_reward_can_be_what_is_right(own):
     assert [j.correct for j in load(**flags)([BARE, WRONG], [TASK] * 2)] == [False, False]
     judge = load(**flags, correct_threshold=0.6)
     assert [j.correct for j in judge([BARE, WRONG], [TASK] * 2)] == [True, False]
-    assert judge.looking_for_tags == ["answer_check", "format_exact"]
+    assert [j.scores["answer_check"] for j in judge([BARE, WRONG], [TASK] * 2)] == [1.0, 0.0]
+    assert judge.looking_for_tags == ["format_exact"]
     partial = load(correct="answer_check", correct_threshold=0.5)
     (about,) = partial([Transcript("<answer>about 2</answer>")], [TASK])
     assert (about.correct, about.scores["answer_check"]) == (True, 0.5)
@@ -101,8 +102,40 @@ def test_a_rubric_can_be_what_is_right(own):
         "criteria: [{name: long, check: length, parameters: {least: 8}}]"
     )
     judge = load(rubric_file=own / "rubric.yaml", correct="rubric")
-    assert [j.correct for j in judge([BARE, TAGGED], [TASK] * 2)] == [False, True]
+    judgements = judge([BARE, TAGGED], [TASK] * 2)
+    assert [j.correct for j in judgements] == [False, True]
+    assert [j.scores["answer_check"] for j in judgements] == [0.0, 1.0]
     assert not judge.right_in_tags
+
+
+def test_what_is_right_is_what_the_default_reward_asks_whoever_says_it(own):
+    """Partial credit of `answer_check` is gone, a score is above the threshold or not."""
+    about, bare = Transcript("<answer>about 2</answer>"), Transcript("so 2")
+    for flags in (
+        {"correct": "last_number"},
+        {"correct": "mine.py:graded", "correct_threshold": 0.5},
+        {"correct": "graded", "correct_threshold": 0.5, "reward": ("mine.py:graded",)},
+    ):
+        judgements = load(**flags)([bare, WRONG, about], [TASK] * 3)
+        right = [flags["correct"] == "last_number"]
+        assert [j.correct for j in judgements] == [True, False, *right]
+        assert [j.scores["answer_check"] for j in judgements] == [1.0, 0.0, *map(float, right)]
+        assert judgements[0].reward == (1.6 if "reward" in flags else 1.0)
+
+
+def test_a_criterion_asks_what_is_right_unless_its_rubric_says_it(own):
+    (own / "rubric.yaml").write_text("criteria: [{name: a, function: answer_check}]")
+    flags = {"rubric_file": own / "rubric.yaml"}
+    about = Transcript("<answer>about 2</answer>")
+    (judgement,) = load(**flags, correct="mine.py:ends")([BARE], [TASK])
+    assert judgement.scores["rubric"] == 1.0
+    (judgement,) = load(**flags, correct="rubric", correct_threshold=0.5)([about], [TASK])
+    assert (judgement.scores["rubric"], judgement.scores["answer_check"]) == (0.5, 1.0)
+    (own / "rubric.yaml").write_text(
+        "criteria: [{name: a, function: answer_check, parameters: {x: 1}}]"
+    )
+    with pytest.raises(UserError, match="criterion a, parameters: 'x' is unknown; there are none"):
+        load(**flags, correct="mine.py:ends")
 
 
 def test_a_notion_that_there_is_not_is_named_with_those_that_there_are(own):
