@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from common.rewards.markup import bare, last_boxed, unadorned
-from common.rewards.numbers import Number, last_number_in, numbers_in, read_number
+from common.rewards.numbers import Number, denies, last_number_in, numbers_in, read_number
 from common.rewards.tags import ANSWER_TAG, after_thought, extract_tag, looks_for_answer_tags
 from common.tasks.task import Task
 
@@ -16,6 +16,8 @@ PARTIAL_CREDIT = 0.5
 _LONGEST_PROSE = 2000
 
 _CHOICE = re.compile(r"[(\[]?([A-Za-z])[)\].:]{0,2}")
+# A choice with its text, which may say anything: (B) None of them.
+_LABEL = re.compile(r"\A\s*[(\[]?[A-Za-z][)\].:]{1,2}\s+(?!(?:is|was|are)(?:n|\b)).*", re.DOTALL)
 # Letters that stand alone, but for the words "a", "i" and "I'm".
 _CHOICES_IN_PROSE = re.compile(
     r"(?<!\w)(?<!\w['\u2019])(?:[A-Z]|[b-hj-z]|a(?!\s+\w{2}))(?!\w|['\u2019]\w)"
@@ -83,7 +85,7 @@ def is_same_answer(answer: str, oracle: str) -> bool:
     number, expected = read_number(answer), read_number(oracle)
     if number is not None and expected is not None:
         return number.equals(expected)
-    letter, right_letter = _choice(answer), _choice(oracle)
+    letter, right_letter = letter_of_choice(answer), letter_of_choice(oracle)
     if letter is not None and right_letter is not None:
         return letter == right_letter
     return _as_text(answer) == _as_text(oracle)
@@ -97,13 +99,17 @@ def holds_answer(answer: str, oracle: str) -> bool:
     """
     if len(answer) > _LONGEST_PROSE:
         return False
-    expected, letter = read_number(oracle), _choice(oracle)
+    expected, letter = read_number(oracle), letter_of_choice(oracle)
     if expected is not None:
+        if whole := read_number(answer):
+            return whole.equals(expected)
         numbers = numbers_in(answer)
         if expected.unit not in ("", "%") and not _has_words(answer, expected.unit):
             return False
         return bool(numbers) and all(number.equals(expected) for number in numbers or ())
     if letter is not None:
+        if denies(_LABEL.sub("", answer)):
+            return False
         return {found.upper() for found in _CHOICES_IN_PROSE.findall(answer)} == {letter}
     return _holds_text(answer, oracle)
 
@@ -117,7 +123,7 @@ def _is_right_number(number: Number | None, task: Task) -> bool:
     return number is not None and any(map(number.equals, oracles))
 
 
-def _choice(text: str) -> str | None:
+def letter_of_choice(text: str) -> str | None:
     """The letter of a choice, as in `B`, `(b)` and `b.`."""
     match = _CHOICE.fullmatch(bare(text))
     return match[1].upper() if match else None
@@ -132,7 +138,7 @@ def _in_one_line(text: str) -> str:
 
 
 def _has_words(text: str, words: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text.lower()) is not None
+    return re.search(rf"(?<![^\W\d]){re.escape(words)}(?!\w)", text.lower()) is not None
 
 
 def _holds_text(answer: str, oracle: str) -> bool:

@@ -57,7 +57,7 @@ def bare(text: str) -> str:
 def unadorned(text: str) -> str:
     """Prose without the marks of emphasis, boxes and tags in it."""
     text = re.sub(r"</?\w{1,20}>", " ", _as_plain_text(text))
-    text = re.sub(r"\*\*|__|`|\\[()\[\]]", " ", text)
+    text = re.sub(r"\*\*|__|`|\$\$|\\[()\[\]]", " ", text)
     return text.replace(_BOX, " {").replace(_DOLLAR, "$")
 
 

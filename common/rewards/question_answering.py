@@ -5,13 +5,14 @@ from __future__ import annotations
 import string
 from collections import Counter
 
+from common.rewards.answers import letter_of_choice
 from common.rewards.numbers import read_number
 from common.rewards.tags import ANSWER_TAG, extract_tag, looks_for_answer_tags
 from common.tasks.task import Task
 
 _ARTICLES = ("a", "an", "the")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_AROUND_A_NUMBER = ",;:!?\"'()"
+_AROUND_A_NUMBER = ",;:!?\"'()[]{}#"
 
 
 def normalised(text: str) -> str:
@@ -38,7 +39,11 @@ def answer_f1(completion: str, task: Task) -> float:
 
 
 def _normalised_word(word: str) -> str:
-    number = read_number(word.strip(_AROUND_A_NUMBER))
+    inside = word.strip(_AROUND_A_NUMBER)
+    number = read_number(inside)
+    if number is None and any(map(str.isdigit, inside)) and not any(map(str.isalpha, inside)):
+        # Digits that are no number, such as 5- and 7/8, are not those without the signs.
+        return inside
     if number is None or number.unit not in ("", "%"):
         return word.translate(_PUNCTUATION)
     whole, point, decimals = f"{number.value:f}".partition(".")
@@ -49,7 +54,12 @@ def _matches(answer: str, oracle: str) -> bool:
     number, expected = read_number(answer), read_number(oracle)
     if number is not None and expected is not None:
         return number.equals(expected)
-    return normalised(answer) == normalised(oracle)
+    letter, right_letter = letter_of_choice(answer), letter_of_choice(oracle)
+    if letter is not None and right_letter is not None:
+        return letter == right_letter
+    said, right = normalised(answer), normalised(oracle)
+    # An article or a sign alone is itself and nothing else.
+    return said == right if said or right else answer.split() == oracle.split()
 
 
 def _f1(answer: str, oracle: str) -> float:

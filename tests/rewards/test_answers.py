@@ -68,7 +68,23 @@ RIGHT = {
     "0.5": [".5", "0.50", "+.5", "5e-1", "00.5"],
     "50%": ["50%", "50 %", r"50\%", "50 percent", "50.0%", "**50%**"],
     "50": ["50%"],
-    "$18": ["18", "18 dollars", "$18.00"],
+    "$18": [
+        *(
+            "18",
+            "18 dollars",
+            "$18.00",
+            "18 US dollars",
+            "18 USD",
+            "USD 18",
+            "18 bucks",
+            "$18 a day",
+        ),
+        "$18 dollars",
+    ],
+    "18 dollars": ["$18", "18", "18 dollar", "US$18"],
+    "18 cents": ["18 cents", "18\u00a2", "18"],
+    "18 pounds": ["18 pounds", "\u00a318"],
+    "5": ["5 apples", "5 months", "5 teeth", "5 math books", "5km", "5days", "USD5"],
     "5 km": ["5 km", "5km", "5", "5.0 km."],
     "12345": ["12 345"],
     "B": ["B", "b", "(B)", "(b)", "b.", "B)", "[B]", "**B**", r"\boxed{B}", r"\text{(B)}", "B:"],
@@ -90,6 +106,13 @@ HALF_RIGHT = [
     ("The share is 50%", "50"),
     ("So -5 it is", "-5"),
     ("It is 5 km", "5 km"),
+    ("It is 18cm", "18"),
+    ("It is 18cm", "18 cm"),
+    ("It is 18 dollars", "$18"),
+    ("The answer is $$18$$.", "18"),
+    ("\u7b54\u6848\u662f18\u3002", "18"),
+    ("The final score is 5", "5"),
+    ("(B) None of these", "B"),
     ("the answer is B", "B"),
     ("(B) Paris", "B"),
     ("b) because (b)", "B"),
@@ -110,6 +133,29 @@ WRONG = [
     # Percentages, currencies and units.
     *(("50%", "0.5"), ("50", "50%"), ("0.5", "50%"), ("It is 50", "50%"), ("€18", "$18")),
     *(("5 km", "5 m"), ("It is 5 km", "5 m"), ("5 pm", "5 am"), ("1960s", "1960"), ("$5m", "5")),
+    *(("18 cents", "$18"), ("18 euros", "$18"), ("€18", "18 dollars"), ("EUR 18", "$18")),
+    *(("It is 18 cents", "$18"), ("€18 dollars", "$18"), ("18 pounds", "18 dollars")),
+    *(("18 apples", "$18"), ("$18", "18 apples"), ("18 dollars", "18 apples")),
+    *(("It is 18cm", "18 m"), ("\u7b54\u6848\u4e0d\u662f18", "18")),
+    # Multipliers and fractions.
+    *(
+        (f"5 {word}", "5")
+        for word in (
+            *("lakh", "crore", "quadrillion", "quintillion", "gross", "score", "Mrd", "mio", "bil"),
+            *(
+                "grand",
+                "per mille",
+                "trillionths",
+                "sixteenths",
+                "tenth",
+                "tens",
+                "twice",
+                "negated",
+            ),
+            *("false", "ths"),
+        )
+    ),
+    *(("5 grand", "$5"), ("5xyz", "5"), ("5pqr", "5")),
     # Words that change a number.
     *(("5 thousand", "5"), ("5K", "5"), ("5M", "5"), ("70 k", "70"), ("7 eighths", "7")),
     *(("5 dozen", "5"), ("5 million dollars", "5"), ("18 pi", "18"), ("18π", "18")),
@@ -135,6 +181,8 @@ WRONG = [
     *(("1e999999999", "1"), ("1e1", "1"), ("--18", "18"), ("#18", "18")),
     # Letters and text.
     *(("A or B", "B"), ("A, B, C, D", "B"), ("ABCD", "B"), ("C", "B"), ("(A) (B)", "B")),
+    *(("not B", "B"), ("neither B", "B"), ("all but B", "B"), ("B is wrong", "B")),
+    *(("(B) is wrong", "B"), ("all but Paris", "Paris")),
     *(("a, B", "B"), ("-C - B", "B"), ("b or c", "B"), ("a/B", "B")),
     *(("Parisian", "Paris"), ("Paris or London", "Paris"), ("Paris, London", "Paris")),
     *(("London Paris", "Paris"), ("Paris London Rome", "Paris"), ("Paris\nLondon", "Paris")),
@@ -161,7 +209,7 @@ def test_the_table_of_the_readme_is_true():
     readme = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
     start = readme.index("| oracle | right | half right | wrong |") + 2
     rows = readme[start : readme.index("", start)]
-    assert len(rows) == 5
+    assert len(rows) == 6
     for row in rows:
         oracles, *columns = (re.findall("`([^`]+)`", cell) for cell in row.split("|")[1:5])
         for expected, answers in zip((1, 0.5, 0), columns, strict=True):
@@ -205,6 +253,27 @@ def test_a_number_check_wants_a_number():
         (r"**Answer:** \boxed{18}.", "18", 1),
         ("so x = \u22125", "-5", 1),
         ("It is 18 cm^2, or 18 m²", "18", 1),
+        ("$$18$$", "18", 1),
+        ("The answer is $$18$$.", "18", 1),
+        ("18km", "18", 1),
+        ("18cm.", "18", 1),
+        ("18kg", "18", 1),
+        ("18km/h", "18", 1),
+        ("it is 18cm^2", "18", 1),
+        ("USD18", "18", 1),
+        ("\u7b54\u6848\u662f18\u3002", "18", 1),
+        ("\u7b54\u6848\u662f18\u4e2a", "18", 1),
+        ("\u7b54\u6848\u662f\u8d1f18", "18", 0),
+        ("\u7b2c18", "18", 0),
+        ("18\u4e07", "18", 0),
+        ("18\ub9cc", "18", 0),
+        ("18M", "18", 0),
+        ("$18m", "18", 0),
+        ("in the 18s", "18", 0),
+        ("It is 18xyz", "18", 0),
+        ("It is 18 lakh", "18", 0),
+        ("18cm", "18 m", 0),
+        ("18 euros", "$18", 0),
         ("<think>5</think>It is 6", "6", 1),
         ("<think>18</think>No idea", "18", 0),
         ("<think>18", "18", 0),

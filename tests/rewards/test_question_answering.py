@@ -70,3 +70,26 @@ def test_the_best_of_several_right_answers_counts():
     assert is_exact_match("<answer>New York City</answer>", task)
     assert answer_f1("<answer>New York</answer>", task) == pytest.approx(0.8)
     assert answer_f1("<answer>Apple</answer>", task) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "oracle", "exact"),
+    [
+        ("A", "A", True),
+        ("(a)", "A", True),
+        ("B", "A", False),
+        ("", "A", False),
+        ("the", "A", False),
+        ("...", "A", False),
+        ("+", "+", True),
+        ("-", "+", False),
+        ("5", "5-", False),
+        ("5-", "5-", True),
+        ("#5", "5", True),
+        ("[5]", "5", True),
+    ],
+)
+def test_letters_articles_and_signs_are_themselves_alone(answer, oracle, exact):
+    completion, task = f"<answer>{answer}</answer>", Task(0, "", oracle)
+    assert is_exact_match(completion, task) == exact
+    assert answer_f1(completion, task) == float(exact)
