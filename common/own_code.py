@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -80,11 +81,22 @@ def code_of_the_user(flag: str, path: str) -> Iterator[None]:
 
 def complaint_about(error: BaseException) -> str:
     """What a user's own code raised, and where, fit for a terminal."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next(
+        (frame for frame in reversed(frames) if _is_of_the_user(frame.filename)), frames[-1]
+    )
     file, line = frame.filename, frame.lineno
     if isinstance(error, SyntaxError):
         file, line = error.filename, error.lineno
     return f"raised {printable(error_as_line(error))} ({file}, line {line})"
+
+
+def _is_of_the_user(filename: str) -> bool:
+    """Whether code is neither Python's own, nor installed, nor ours."""
+    others = [*map(Path, sysconfig.get_paths().values()), Path(__file__).parent]
+    return not filename.startswith("<") and not any(
+        Path(filename).is_relative_to(directory) for directory in others
+    )
 
 
 def _is_file(source: str) -> bool:

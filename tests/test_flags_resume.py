@@ -121,7 +121,7 @@ def name_of(line: str) -> str:
 
 LINES = {name_of(line): shlex.split(line) for line in OTHERS.strip().splitlines()}
 # What a flag is refused without, and one that is refused beside another line.
-NEEDED = {"load_in_4bit": {"lora_rank": 8}}
+NEEDED = {"load_in_4bit": {"lora_rank": 8}, "correct_threshold": {"correct": "rewards:right"}}
 REFUSED_BESIDE_OTHERS = "log_artifacts"
 
 

@@ -94,6 +94,12 @@ def test_a_mistake_in_writing_is_placed(here):
         import_function("--f", "broken.py:f")
 
 
+def test_what_a_library_raises_is_placed_where_the_user_called_it(here):
+    write(here / "reads.py", "import json\n\njson.loads('')\n")
+    with pytest.raises(UserError, match=r"raised JSONDecodeError: .*reads\.py, line 3\); mend it"):
+        import_function("--f", "reads.py:f")
+
+
 def test_a_file_that_failed_is_read_again(here):
     write(here / "mine.py", "raise ValueError\n")
     with pytest.raises(UserError, match="raised ValueError"):

@@ -350,6 +350,11 @@ class TrainConfig(
         check("clip_eps_high", lambda value: 0 < value < math.inf, "above 0")
         for name in ("rubric_weight", "correct_threshold"):
             check(name, math.isfinite, "a finite number")
+        if self.correct is None and self.correct_threshold != type(self).correct_threshold:
+            raise UserError(
+                f"--correct-threshold {self.correct_threshold:g}: a threshold of nothing; add "
+                "--correct with the function or reward that it is of"
+            )
         check("reward_timeout", lambda seconds: 0 < seconds < 1e6, "above 0, in seconds")
         check("eval_temperature", lambda value: 0 <= value < math.inf, "0 or more")
         if self.eval_temperature == 0 and self.eval_group_size > 1:

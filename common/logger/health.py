@@ -21,6 +21,8 @@ BATCHES_WITHOUT_VARIANCE = 3
 MIN_PROGRESS = 0.01
 MAX_TRUNCATED = 0.5
 MAX_CLIPPED = 0.3
+# Of all completions, those on which a reward failed.
+MAX_UNSCORED = 0.1
 MAX_GRADIENT_RATIO = 20.0
 # Above this share of it, a gradient is that of the KL penalty.
 MAX_KL_SHARE = 0.5
@@ -94,6 +96,15 @@ def much_truncated(history: Sequence[BatchRow]) -> str | None:
     return None
 
 
+def much_unscored(history: Sequence[BatchRow]) -> str | None:
+    failed = _last(history, "rollouts/reward_errors")
+    scored, errored = _last(history, "rollouts/total_rollouts"), _last(history, "rollouts/errors")
+    shares = [f / (s + e) for f, s, e in zip(failed, scored, errored, strict=False) if s + e]
+    if len(shares) == IN_A_ROW and min(shares) > MAX_UNSCORED:
+        return f"a reward gave no score for {shares[-1]:.0%} of the completions"
+    return None
+
+
 def much_clipped(history: Sequence[BatchRow]) -> str | None:
     share = _last(history, "training_step/clip_fraction")
     if share and min(share) > MAX_CLIPPED:
@@ -148,6 +159,11 @@ RULES = (
     Rule("no_variance", no_variance, "use tasks of another difficulty, or --dynamic-sampling"),
     Rule("reward_flat", reward_flat, "raise --lr or --group-size, or look at the samples"),
     Rule("much_truncated", much_truncated, "raise --max-completion-tokens and --max-length"),
+    Rule(
+        "much_unscored",
+        much_unscored,
+        "mend what `failure` in samples.jsonl says, or raise --reward-timeout",
+    ),
     Rule("much_clipped", much_clipped, "lower --lr or --epochs-per-step"),
     Rule("gradient_spike", gradient_spike, "lower --lr or --max-grad-norm"),
     Rule("kl_spike", kl_spike, "lower --kl-weight or --lr"),

@@ -46,6 +46,19 @@ def test_a_threshold_that_is_crossed_three_times_in_a_row(rule, metric, bad, goo
     assert not holds(rule, *[{metric: math.nan}] * 3)
 
 
+def test_completions_without_a_score_are_a_share_of_all_that_were_judged():
+    """11 of 100, of which 90 could be compared and 10 could not; and 10, which is a tenth."""
+    judged = {"rollouts/total_rollouts": 90.0, "rollouts/errors": 10.0}
+    bad, good = ({**judged, "rollouts/reward_errors": count} for count in (11.0, 10.0))
+    assert BY_NAME["much_unscored"].reason([bad] * 3) == (
+        "a reward gave no score for 11% of the completions"
+    )
+    assert not holds("much_unscored", *[good] * 3)
+    assert not holds("much_unscored", bad, good, bad)
+    assert not holds("much_unscored", bad, bad)
+    assert not holds("much_unscored", *[{}] * 3)
+
+
 def test_low_entropy_of_a_policy_that_is_right_is_no_collapse():
     low = {"rollouts/entropy_mean": 0.001}
     assert holds("entropy_collapse", *[{**low, "rewards/correctness_rate": 0.79}] * 3)

@@ -145,6 +145,9 @@ def test_a_notion_that_there_is_not_is_named_with_those_that_there_are(own):
         "--correct ends: there is no reward of that name; there are answer_check, number_check, "
     )
     assert "format_approx, graded, or module:function or file.py:function" in str(caught.value)
+    complaint = "--correct-threshold 0.5: a threshold of nothing; add --correct with the function"
+    with pytest.raises(UserError, match=f"^{complaint} or reward that it is of$"):
+        load(correct_threshold=0.5)
     with pytest.raises(UserError, match="has no function 'nope'"):
         load(correct="mine.py:nope")
 
