@@ -47,7 +47,7 @@ OTHERS = """
 --eval-group-size 4
 --eval-interval 7
 --eval-samples 9
---eval-temperature 0
+--eval-temperature 0.5
 --figures-head 1
 --figures-interval 5
 --figures-layer -2
