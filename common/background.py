@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import itertools
 import queue
-import sys
 import threading
 import time
 from collections import deque
@@ -18,13 +17,11 @@ from typing import Any, Generic, TypeVar
 
 # Pieces of work at the same time; others wait for their turn.
 MOST_THREADS = 256
+# Those of a batch that compute, and the share of the time from which on that is what they do.
+FEW_THREADS, MOST_COMPUTING = 4, 0.2
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
-
-
-# To see whether others compute in Python, it is left to them so often, for so many seconds.
-_PROBES, _PROBE = 10, 0.001
 
 
 @dataclass(frozen=True)
@@ -103,31 +100,25 @@ class Background(Generic[Key, Result]):
 class BackgroundBatch(Background[Key, Result]):
     """Does so for pieces of one batch, which compete with one another for Python.
 
-    Python computes in one thread at a time, so that among many each takes as long as all. So one is
-    at work first, and twice as many whenever those at work leave Python free, because they wait for
-    something else; half as many when they do not. And a piece is given up only if for `timeout`
-    seconds no other has come back either; then there are four times as many at least, so that many
-    that hang are soon known.
+    Python computes in one thread at a time, so that among many that compute each takes as long as
+    all: few are at work, unless what they do is to wait. And a piece is given up only if for
+    `timeout` seconds no other has come back either; then more are at work, so that many that hang
+    are soon known.
     """
 
     def __init__(self, timeout: float) -> None:
         super().__init__(timeout)
-        self._threads = self._fewest = 1
-        self._last_back = time.monotonic()
-
-    def start(self, key: Key, work: Callable[[], Result]) -> None:
-        """To be run in its turn, as of the next call of `finished`."""
-        self._queued.append((key, work))
-
-    def finished(self, wait: float = 0.0) -> list[tuple[Key, Result | None]]:
-        self._start_queued()
-        return super().finished(min(wait, _PROBES * _PROBE) if self._queued else wait)
+        self._threads = FEW_THREADS
+        self._began, self._computed_before = time.monotonic(), time.process_time()
+        self._last_back = self._began
 
     def _has_room(self) -> bool:
-        if len(self._jobs) >= self._threads:
-            wanted = self._threads * 2 if _python_is_free() else self._threads // 2
-            self._threads = min(max(wanted, self._fewest), MOST_THREADS)
-        return len(self._jobs) < self._threads
+        return len(self._jobs) < (MOST_THREADS if self._wait_for_others() else self._threads)
+
+    def _wait_for_others(self) -> bool:
+        """Whether this process, which does nothing else, has computed for little of the time."""
+        computed = time.process_time() - self._computed_before
+        return computed < MOST_COMPUTING * (time.monotonic() - self._began)
 
     def _back(self, wait: float) -> list[tuple[Key, Result]]:
         if back := super()._back(wait):
@@ -139,18 +130,8 @@ class BackgroundBatch(Background[Key, Result]):
             return []
         given_up = super()._given_up()
         if given_up:
-            self._threads = self._fewest = min(4 * self._fewest, MOST_THREADS)
+            self._threads = min(4 * self._threads, MOST_THREADS)
         return given_up
-
-
-def _python_is_free() -> bool:
-    """Whether no other thread computes in Python: one that does keeps it for the whole interval."""
-    for _ in range(_PROBES):
-        started = time.monotonic()
-        time.sleep(_PROBE)
-        if time.monotonic() - started >= sys.getswitchinterval():
-            return False
-    return True
 
 
 def stops_the_run(error: BaseException) -> bool:

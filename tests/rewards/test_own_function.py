@@ -127,7 +127,7 @@ def test_a_batch_form_gives_one_score_for_each(values, shown):
 
 
 def test_work_that_waits_for_python_is_not_late():
-    """24 that compute for 100 ms each take 2.4 s; none of them takes the 0.6 s that it may."""
+    """24 that compute for 100 ms each take 2.4 s; none of them takes the 2 s that it may."""
 
     def computing(completion, task):
         started = time.thread_time()
@@ -135,7 +135,7 @@ def test_work_that_waits_for_python_is_not_late():
             pass
         return len(completion)
 
-    assert heard(computing, 24, timeout=0.6) == list(range(24))
+    assert heard(computing, 24, timeout=2.0) == list(range(24))
 
 
 def test_many_that_hang_are_given_up_together():
@@ -147,7 +147,8 @@ def test_many_that_hang_are_given_up_together():
         assert {str(o) for o in heard(function, timeout=0.3)} == {
             str(Failure("--reward my.py:f", "no score within 0.3 s", "reward_timeout"))
         }
-    assert time.monotonic() - started < 1.5
+    # One after the other they would take 20 s each.
+    assert time.monotonic() - started < 4
 
 
 class Unshown:
