@@ -78,17 +78,21 @@ def answer_format(completion: str, task: Task) -> float:
 
 
 def is_same_answer(answer: str, oracle: str) -> bool:
-    """Equal as numbers, as letters of a choice, or as text without regard to case.
+    """Equal as numbers, as letters of a choice, or as text without regard to case."""
+    verdict = as_numbers_or_letters(answer, oracle)
+    return _as_text(answer) == _as_text(oracle) if verdict is None else verdict
 
-    Where both are numbers or letters, nothing else counts.
-    """
+
+def as_numbers_or_letters(answer: str, oracle: str) -> bool | None:
+    """Whether they are equal where both are numbers or both letters of a choice, so that nothing
+    else counts; None where they are not."""
     number, expected = read_number(answer), read_number(oracle)
     if number is not None and expected is not None:
         return number.equals(expected)
     letter, right_letter = letter_of_choice(answer), letter_of_choice(oracle)
     if letter is not None and right_letter is not None:
         return letter == right_letter
-    return _as_text(answer) == _as_text(oracle)
+    return None
 
 
 def holds_answer(answer: str, oracle: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections import Counter
 
-from common.rewards.answers import letter_of_choice
+from common.rewards.answers import as_numbers_or_letters
 from common.rewards.numbers import read_number
 from common.rewards.tags import ANSWER_TAG, extract_tag, looks_for_answer_tags
 from common.tasks.task import Task
@@ -51,12 +51,9 @@ def _normalised_word(word: str) -> str:
 
 
 def _matches(answer: str, oracle: str) -> bool:
-    number, expected = read_number(answer), read_number(oracle)
-    if number is not None and expected is not None:
-        return number.equals(expected)
-    letter, right_letter = letter_of_choice(answer), letter_of_choice(oracle)
-    if letter is not None and right_letter is not None:
-        return letter == right_letter
+    verdict = as_numbers_or_letters(answer, oracle)
+    if verdict is not None:
+        return verdict
     said, right = normalised(answer), normalised(oracle)
     # An article or a sign alone is itself and nothing else.
     return said == right if said or right else answer.split() == oracle.split()
