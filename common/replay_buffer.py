@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from common.algo.advantages import ComparedBatch
 from common.algo.aggregation import BatchTotals
-from common.algo.kl import kl_divergence_k3
-from common.algo.objective import TokenBatch
+from common.algo.kl import kl_divergence_k1
+from common.algo.tokens import TokenBatch
 from common.models.log_probs import AdaptersOff, TokenLogProbs
 from common.rollout.trajectory import Group, Trajectory
 
@@ -99,8 +99,9 @@ def side_by_side(groups: Sequence[Group], experiences: Sequence[Experience]) -> 
         },
         groups=torch.arange(len(sizes)).repeat_interleave(sizes),
         turns=pad_sequence(turns, batch_first=True, padding_value=-1),
-        kl=None if ref is None else kl_divergence_k3(old, ref, mask),
+        kl=None if ref is None else kl_divergence_k1(old, ref, mask),
         mask=mask,
+        entropy=_padded_if_known([experience.entropy for experience in experiences]),
     )
 
 

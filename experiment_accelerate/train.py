@@ -64,20 +64,26 @@ def main(config: Config) -> None:
             # 2. Learn: clipped policy-gradient steps over the buffer.
             for batch in learner.optimizer_batches(step, buffer):
                 for micro in batch.micro_batches():
-                    mask, kl, kl_loss = micro.sampled, None, 0.0
+                    mask, totals = micro.sampled, batch.totals
+                    weights, kl, kl_loss = None, None, 0.0
                     log_probs, entropy = policy(micro.token_ids, micro.attention_mask, mask)
-                    tokens = micro.tokens(log_probs, batch.totals)
+                    tokens = micro.tokens(log_probs, totals)
                     log_ratio = objective.log_ratio(log_probs, tokens.log_probs_old, mask)
                     surrogate, clipped = objective.surrogate(log_ratio, tokens)
                     if objective.correction is not None:
-                        surrogate = objective.correction(tokens) * surrogate
-                    policy_loss = objective.aggregate(surrogate, mask, batch.totals)
+                        weights = objective.correction(tokens)
+                        surrogate = weights * surrogate
+                    policy_loss = objective.aggregate(surrogate, mask, totals)
                     if tokens.log_probs_ref is not None:
                         kl = kl_divergence_k3(log_probs, tokens.log_probs_ref, mask)
-                        kl_loss = config.kl_weight * objective.aggregate(kl, mask, batch.totals)
+                        penalty = objective.aggregate(objective.kl_penalty(tokens), mask, totals)
+                        kl_loss = config.kl_weight * penalty
+                    bonus = config.entropy_weight * objective.aggregate(entropy, mask, totals)
                     # DDP takes the mean over ranks where one process has the sum.
-                    accelerator.backward(session.ranks.count * (policy_loss + kl_loss))
-                    batch.record(micro, log_ratio, policy_loss, kl_loss, entropy, clipped, kl)
+                    accelerator.backward(session.ranks.count * (policy_loss + kl_loss - bonus))
+                    batch.record(
+                        micro, log_ratio, policy_loss, kl_loss, entropy, clipped, kl, weights, bonus
+                    )
                 batch.step(optimizer, accelerator.clip_grad_norm_, reduced=True)
 
             # 3. Report.

@@ -71,19 +71,25 @@ def main(config: Config) -> None:
             # 2. Learn: clipped policy-gradient steps over the buffer.
             for batch in learner.optimizer_batches(step, buffer):
                 for micro in batch.micro_batches():
-                    mask, kl, kl_loss = micro.sampled, None, 0.0
+                    mask, totals = micro.sampled, batch.totals
+                    weights, kl, kl_loss = None, None, 0.0
                     log_probs, entropy = learner.policy(micro.token_ids, micro.attention_mask, mask)
-                    tokens = micro.tokens(log_probs, batch.totals)
+                    tokens = micro.tokens(log_probs, totals)
                     log_ratio = objective.log_ratio(log_probs, tokens.log_probs_old, mask)
                     surrogate, clipped = objective.surrogate(log_ratio, tokens)
                     if objective.correction is not None:
-                        surrogate = objective.correction(tokens) * surrogate
-                    policy_loss = objective.aggregate(surrogate, mask, batch.totals)
+                        weights = objective.correction(tokens)
+                        surrogate = weights * surrogate
+                    policy_loss = objective.aggregate(surrogate, mask, totals)
                     if tokens.log_probs_ref is not None:
                         kl = kl_divergence_k3(log_probs, tokens.log_probs_ref, mask)
-                        kl_loss = config.kl_weight * objective.aggregate(kl, mask, batch.totals)
-                    (policy_loss + kl_loss).backward()
-                    batch.record(micro, log_ratio, policy_loss, kl_loss, entropy, clipped, kl)
+                        penalty = objective.aggregate(objective.kl_penalty(tokens), mask, totals)
+                        kl_loss = config.kl_weight * penalty
+                    bonus = config.entropy_weight * objective.aggregate(entropy, mask, totals)
+                    (policy_loss + kl_loss - bonus).backward()
+                    batch.record(
+                        micro, log_ratio, policy_loss, kl_loss, entropy, clipped, kl, weights, bonus
+                    )
                 batch.step(learner.optimizer)
 
             # 3. Report.

@@ -42,6 +42,7 @@ OTHERS = """
 --dtype bfloat16
 --dynamic-sampling 3
 --dynamic-sampling-by reward
+--entropy-weight 0.01
 --environment games:Guessing
 --epochs-per-step 2
 --eval-group-size 4

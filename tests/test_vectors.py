@@ -23,8 +23,9 @@ from common.algo.aggregation import (
     token_mean,
 )
 from common.algo.kl import MAX_K3, kl_divergence_k3
-from common.algo.objective import Objective, TokenBatch
+from common.algo.objective import Objective
 from common.algo.surrogate import clipped_surrogate, clipped_weight, token_log_ratio
+from common.algo.tokens import TokenBatch
 from tests.variants import VARIANTS, token_losses
 from tests.vectors.make import (
     DIRECTORY,

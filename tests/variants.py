@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from common.algo.aggregation import BatchTotals
-from common.algo.objective import Objective, TokenBatch
+from common.algo.objective import Objective
+from common.algo.tokens import TokenBatch
 from common.algo.variants import VARIANTS as ROWS
 from common.algo.variants import defaults_of
 

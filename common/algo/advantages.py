@@ -29,22 +29,33 @@ class ComparedBatch:
     turns: Int[Tensor, "batch time"]
     """The turn of the policy that a token was sampled in, from 0; -1 where it was given."""
     kl: Float[Tensor, "batch time"] | None
-    """The KL estimate of each token (k3, in nats, bounded), if there is a reference."""
+    """log(policy / reference) of each token in nats (k1), if there is a reference."""
     mask: Bool[Tensor, "batch time"]
     """True on the tokens that are learned from."""
+    entropy: Float[Tensor, "batch time"] | None = None
+    """Of the policy where it sampled each token, in nats, if the learner has computed it."""
+    penalties: Float[Tensor, "batch time"] | None = None
+    """What is taken from the reward at each token, as a KL in the reward is; 0 outside the mask."""
+
+    @property
+    def returns(self) -> Float[Tensor, " batch"]:
+        """Rewards less the penalties of all tokens."""
+        if self.penalties is None:
+            return self.rewards
+        return self.rewards - self.penalties.to(self.rewards).sum(dim=-1)
 
 
 def within_groups(
     batch: ComparedBatch, *, advantages: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, " batch"]:
-    """One advantage per rollout, from the rewards of its own group alone.
+    """One advantage per rollout, from the returns of its own group alone.
 
     Raises `ValueError` for groups that are not in order, whose rollouts may be apart.
     """
     if bool((batch.groups.diff() < 0).any()):
         raise ValueError(f"groups are not in order and side by side: {batch.groups.tolist()}")
     _, sizes = batch.groups.unique_consecutive(return_counts=True)
-    return torch.cat([advantages(rewards) for rewards in batch.rewards.split(sizes.tolist())])
+    return torch.cat([advantages(returns) for returns in batch.returns.split(sizes.tolist())])
 
 
 # Keeps a group whose rewards differ by rounding alone from being blown up to unit variance.

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from common.algo.tokens import TokenBatch
+
 # exp overflows float32 beyond 88; at 40 a product of two such numbers is still finite.
 MAX_LOG_RATIO = 40.0
 
@@ -24,6 +26,20 @@ def bounded(values: Float[Tensor, "*shape"], limit: float) -> Float[Tensor, "*sh
     return torch.where(values.abs() > limit, limit * values.detach().sign(), values)
 
 
+def kl_divergence_k1(
+    log_probs: Float[Tensor, "batch time"],
+    log_probs_ref: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "batch time"]:
+    """log(policy / reference) of each token in nats, at most `MAX_LOG_RATIO` either way.
+
+    Its mean over tokens sampled by the policy is KL(policy || reference); single ones may be
+    negative. Outside the mask it is 0 and has no gradient. J. Schulman, "Approximating KL
+    Divergence" (2020), estimator k1.
+    """
+    return bounded(torch.where(mask, log_probs - log_probs_ref, 0.0), MAX_LOG_RATIO)
+
+
 def kl_divergence_k3(
     log_probs: Float[Tensor, "batch time"],
     log_probs_ref: Float[Tensor, "batch time"],
@@ -40,3 +56,9 @@ def kl_divergence_k3(
     """
     difference = bounded(torch.where(mask, log_probs_ref - log_probs, 0.0), MAX_LOG_RATIO)
     return bounded(torch.expm1(difference) - difference, MAX_K3)
+
+
+def k3_penalty(tokens: TokenBatch) -> Float[Tensor, "batch time"]:
+    """k3 itself. DeepSeekMath, arXiv 2402.03300, equation 4."""
+    assert tokens.log_probs_ref is not None
+    return kl_divergence_k3(tokens.log_probs, tokens.log_probs_ref, tokens.mask)

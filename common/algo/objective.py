@@ -10,30 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from common.algo.advantages import ComparedBatch
-from common.algo.aggregation import Aggregate, BatchTotals
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """What is known of the tokens of a micro-batch when their loss is computed.
-
-    Log-probs are in nats, and mean nothing where `mask` is False.
-    """
-
-    log_probs: Float[Tensor, "batch time"]
-    """Under the policy that learns: the only ones with a gradient."""
-    log_probs_old: Float[Tensor, "batch time"]
-    """Under the same policy before the first update from this batch, as the learner computes it."""
-    log_probs_sampler: Float[Tensor, "batch time"]
-    """Under what sampled, as the sampler saw them."""
-    log_probs_ref: Float[Tensor, "batch time"] | None
-    """Under the model that the run started from, if it is there."""
-    advantages: Float[Tensor, "batch time"]
-    mask: Bool[Tensor, "batch time"]
-    """True on the tokens that the policy sampled and learns from."""
-    totals: BatchTotals
-    """Of the optimizer batch that this is a part of."""
-
+from common.algo.aggregation import Aggregate
+from common.algo.kl import k3_penalty
+from common.algo.tokens import TokenBatch
 
 Surrogate = tuple[Float[Tensor, "batch time"], Bool[Tensor, "batch time"] | None]
 
@@ -54,7 +33,10 @@ class Extras:
 
 @dataclass(frozen=True)
 class Objective:
-    """Five functions that say what is maximised. `common.algo.variants` has the table of them."""
+    """Five functions and a penalty that say what is maximised.
+
+    `common.algo.variants` has the table of them.
+    """
 
     advantages: Callable[[ComparedBatch], Tensor]
     """From a batch of scored rollouts to one advantage per rollout (batch) or per token
@@ -69,12 +51,17 @@ class Objective:
     (`common.algo.aggregation`)."""
     correction: Callable[[TokenBatch], Tensor] | None = None
     """From tokens to the weight of each in the policy's loss, for a sampler that is not quite the
-    policy that learns; None takes them for the same."""
+    policy that learns; 0 drops a token, which stays in the denominators. None takes sampler and
+    policy for the same."""
+    kl_penalty: Callable[[TokenBatch], Tensor] = k3_penalty
+    """From tokens to the penalty of each for leaving the reference (`common.algo.kl`)."""
+    uses_sampler: bool = False
+    """Whether the surrogate itself looks at the sampler's log-probs, and takes no correction."""
     extras: Extras = field(default_factory=Extras)
 
     def describe(self) -> dict[str, str]:
         """The functions by the names of their choices, with the values bound to them."""
-        names = ("advantages", "log_ratio", "correction", "surrogate", "aggregate")
+        names = ("advantages", "log_ratio", "correction", "surrogate", "aggregate", "kl_penalty")
         chosen = {name: getattr(self, name) for name in names}
         return {name: _describe(choice) for name, choice in chosen.items() if choice is not None}
 

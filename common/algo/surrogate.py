@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.algo.aggregation import masked_mean
 from common.algo.kl import MAX_LOG_RATIO, bounded
-from common.algo.objective import TokenBatch
+from common.algo.tokens import TokenBatch
 
 
 def token_log_ratio(

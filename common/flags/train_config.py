@@ -198,6 +198,8 @@ class ObjectiveFlags:
     reference."""
     monitor_kl: bool = False
     """Load the reference and log the KL even if its weight is 0."""
+    entropy_weight: float = 0.0
+    """Weight of the policy's entropy, in nats per token, as a bonus in the loss."""
     clip_eps: float = by_objective(0.2)
     """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]."""
     clip_eps_high: float | None = by_objective(None)
@@ -343,7 +345,7 @@ class TrainConfig(
             check(name, lambda count: count >= 0, "0 or more")
         for name in ("checkpoint_interval", "keep_checkpoints", "lora_rank"):
             check(name, lambda count: count >= 0, "0 or more")
-        for name in ("kl_weight", "overlong_buffer"):
+        for name in ("kl_weight", "entropy_weight", "overlong_buffer"):
             check(name, lambda value: 0 <= value < math.inf, "0 or more")
         check("overlong_buffer", lambda value: value <= 1, "at most 1")
         check("clip_eps", lambda value: 0 < value < 1, "above 0 and below 1")

@@ -32,12 +32,14 @@ class TokenLogProbs(nn.Module):
         temperature: float,
         *,
         use_bfloat16: bool = False,
+        learns_entropy: bool = False,
         chunk_elements: int = CHUNK_ELEMENTS,
     ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         self.use_bfloat16 = use_bfloat16
+        self.learns_entropy = learns_entropy
         self.chunk_elements = chunk_elements
         self.projects_in_chunks = has_known_projection(model)
 
@@ -50,8 +52,8 @@ class TokenLogProbs(nn.Module):
         """Log-probability of each scored token given all before it, and the entropy there, in nats.
 
         Both are those of softmax(logits / temperature) in float32 (float64 for a float64 model) and
-        0 where `scored` is False. The entropy has no gradient. The first token of a row has no
-        context and cannot be scored.
+        0 where `scored` is False. The entropy has a gradient only if this `learns_entropy`. The
+        first token of a row has no context and cannot be scored.
         """
         positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
         inputs = {
@@ -102,9 +104,10 @@ class TokenLogProbs(nn.Module):
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         log_probs = torch.log_softmax(logits.to(dtype) / self.temperature, dim=-1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.learns_entropy and torch.is_grad_enabled()):
             # A token of probability 0 has log-prob -inf and adds nothing to the entropy.
-            entropy = -torch.nan_to_num(log_probs.exp() * log_probs, nan=0.0).sum(dim=-1)
+            finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
+            entropy = -(log_probs.exp() * finite).sum(dim=-1)
         return log_probs.gather(-1, targets[:, None])[:, 0], entropy
 
 

@@ -126,11 +126,14 @@ class OptimizerBatch:
         entropy: Float[Tensor, "batch time"],
         clipped: Bool[Tensor, "batch time"] | None,
         kl: Float[Tensor, "batch time"] | None,
+        weights: Float[Tensor, "batch time"] | None = None,
+        bonus: Float[Tensor, ""] | float = 0.0,
     ) -> None:
         """Take in what a micro-batch gave, for the metrics of the step."""
+        del weights
         per_token = {"entropy": entropy, "clip_fraction": clipped, "kl": kl}
         known = {name: values for name, values in per_token.items() if values is not None}
-        self._sums.add(policy_loss + kl_loss, micro, log_ratio.detach().exp(), **known)
+        self._sums.add(policy_loss + kl_loss - bonus, micro, log_ratio.detach().exp(), **known)
         extras = self._learner.extras
         parts = {extras.policy_loss: policy_loss, extras.kl_loss: torch.as_tensor(kl_loss)}
         self._sums.add_components(**{name: value for name, value in parts.items() if name})

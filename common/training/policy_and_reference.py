@@ -31,7 +31,12 @@ def load_models(
     model = load_policy(options, weights)
     if config.figures_interval:
         check_head(model.config.get_text_config(), config.figures_layer, config.figures_head)
-    policy = TokenLogProbs(model, config.temperature, use_bfloat16=options.use_bfloat16)
+    policy = TokenLogProbs(
+        model,
+        config.temperature,
+        use_bfloat16=options.use_bfloat16,
+        learns_entropy=config.entropy_weight > 0,
+    )
     return policy, reference_log_probs(options, policy) if config.watches_kl else None
 
 

@@ -16,13 +16,14 @@ from common.algo.aggregation import (
     sequence_mean,
     token_mean,
 )
-from common.algo.objective import Objective, TokenBatch
+from common.algo.objective import Objective
 from common.algo.surrogate import (
     clipped_surrogate,
     clipped_weight,
     sequence_log_ratio,
     token_log_ratio,
 )
+from common.algo.tokens import TokenBatch
 from tests.algo.test_advantages import batch_of
 from tests.variants import MAX_TOKENS, VARIANTS, Arrays, slow_loss, token_losses
 
