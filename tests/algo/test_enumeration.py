@@ -1,0 +1,200 @@
+"""What each objective ascends on average, by enumeration of every batch of a small language.
+
+On policy the expected gradient of a row is that of a stated objective, with the factor of a finite
+group, or it is that of none, and then its length along grad E[R] and the cosine to it are numbers.
+They are those of one small language: they prove that there is a bias, not how large it is
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.algo.aggregation import BatchTotals, constant_length_mean
+from common.algo.objective import Objective
+from common.algo.tokens import TokenBatch
+from tests.algo.enumeration import (
+    World,
+    expected_gradient,
+    expected_reward,
+    gradient_of,
+    token_losses,
+)
+from tests.variants import MAX_TOKENS, VARIANTS
+
+# A group of two answers of up to three tokens from a vocabulary of five: 7,225 batches.
+WORLD = World()
+LARGER_GROUPS = World(vocabulary=3, longest=2, group_size=4)
+TWO_PROMPTS = World(vocabulary=3, longest=2, prompts=2)
+RIGHT_OR_WRONG = World(vocabulary=3, longest=2, group_size=4, binary=True)
+
+Stated = Callable[[World, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a row ascends on policy."""
+
+    says: str
+    stated: Stated
+
+
+@dataclass(frozen=True)
+class Biased:
+    """A row that ascends no objective: how far along grad E[R] it goes, and the cosine to it."""
+
+    says: str
+    factor: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Same:
+    """A row that differs from another off policy alone."""
+
+    row: str
+
+
+def reward_times(factor: Callable[[int], float]) -> Stated:
+    """E[R] times a factor that the size of the group makes."""
+    return lambda world, log_probs: factor(world.group_size) * expected_reward(world, log_probs)
+
+
+CLAIMS: dict[str, Claim | Biased | Same] = {
+    "grpo": Biased("Divides by each answer's length and each group's deviation.", 0.4310, 0.9330),
+    "dr_grpo": Claim(
+        "(G - 1) / (G L_max) E[R]", reward_times(lambda size: (size - 1) / size / MAX_TOKENS)
+    ),
+    "dapo": Biased("Divides by the batch's tokens and each group's deviation.", 0.4018, 0.9347),
+    "gspo": Same("grpo"),
+    "cispo": Same("dapo"),
+    "rloo": Claim("E[R]", reward_times(lambda size: 1.0)),
+}
+
+
+@cache
+def on_policy(name: str, world: World) -> Tensor:
+    return expected_gradient(VARIANTS[name], world, world.logits())
+
+
+def cosine(found: Tensor, true: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(found.flatten(), true.flatten(), dim=0))
+
+
+def error(found: Tensor, true: Tensor) -> float:
+    return float((found - true).norm() / true.norm())
+
+
+def test_every_row_has_a_claim():
+    assert list(CLAIMS) == list(VARIANTS)
+
+
+@pytest.mark.parametrize("name", [name for name, c in CLAIMS.items() if isinstance(c, Claim)])
+@pytest.mark.parametrize("world", [WORLD, LARGER_GROUPS, TWO_PROMPTS], ids=str)
+def test_a_row_ascends_what_is_stated(name, world):
+    claim = CLAIMS[name]
+    assert isinstance(claim, Claim)
+    true = gradient_of(claim.stated, world, world.logits())
+    assert true.norm() > 1e-3
+    assert error(on_policy(name, world), true) < 1e-12
+
+
+@pytest.mark.parametrize("name", [name for name, c in CLAIMS.items() if isinstance(c, Biased)])
+def test_the_bias_of_a_row_is_what_is_stated(name):
+    claim = CLAIMS[name]
+    assert isinstance(claim, Biased)
+    true, found = gradient_of(expected_reward, WORLD, WORLD.logits()), on_policy(name, WORLD)
+    factor = float((found * true).sum() / true.square().sum())
+    assert (factor, cosine(found, true)) == pytest.approx((claim.factor, claim.cosine), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name, c in CLAIMS.items() if isinstance(c, Same)])
+@pytest.mark.parametrize("world", [WORLD, TWO_PROMPTS], ids=str)
+def test_a_row_is_on_policy_the_same_as_another(name, world):
+    claim = CLAIMS[name]
+    assert isinstance(claim, Same)
+    assert error(on_policy(name, world), on_policy(claim.row, world)) < 1e-12
+
+
+def without_lengths(name: str) -> Objective:
+    """The row with the sum over tokens, so that what its advantages do stands alone."""
+    return replace(VARIANTS[name], aggregate=partial(constant_length_mean, max_tokens=1))
+
+
+def test_the_deviation_of_a_pair_makes_beating_oneself_the_objective():
+    """Two rewards that differ by d have advantages +-d / 2 / (|d| / sqrt(2) + epsilon), the sign of
+    d but for a scale: how often an answer beats another of the same policy, not by how much."""
+
+    def beating_oneself(world: World, log_probs: Tensor) -> Tensor:
+        rewards, chosen = world.rewards(0), log_probs[0].exp()
+        gap = rewards[:, None] - rewards
+        return chosen @ (gap / 2 / (gap.abs() / math.sqrt(2) + 1e-4)) @ chosen.detach()
+
+    logits = WORLD.logits()
+    true = gradient_of(beating_oneself, WORLD, logits)
+    found = expected_gradient(without_lengths("grpo"), WORLD, logits)
+    assert error(found, true) < 1e-12
+    assert cosine(found, gradient_of(expected_reward, WORLD, logits)) == pytest.approx(
+        0.9439, abs=1e-4
+    )
+
+
+def test_the_deviation_of_right_and_wrong_weighs_prompts_by_their_difficulty():
+    """K of G answers are right with probability p: the expected gradient is grad p times
+    E[sqrt(K (G - K) (G - 1) / G)] / (G p (1 - p)), which grows where p is near 0 or 1, as
+    1 / sqrt(p (1 - p)) does, its limit for large groups."""
+    world, logits = RIGHT_OR_WRONG, RIGHT_OR_WRONG.logits()
+    size = world.group_size
+    true = gradient_of(expected_reward, world, logits)
+    p = float(expected_reward(world, world.log_probs(logits).sum(dim=-1)))
+    mean = 0.0
+    for k in range(1, size):
+        share = k * (size - k)
+        deviation = math.sqrt(share / (size * (size - 1))) + 1e-4
+        mean += math.comb(size, k) * p**k * (1 - p) ** (size - k) * share / size**2 / deviation
+    found = expected_gradient(without_lengths("grpo"), world, logits)
+    assert error(found, mean / (p * (1 - p)) * true) < 1e-12
+
+
+@pytest.mark.parametrize(("aggregation_of", "expected"), [("grpo", 0.9899), ("dapo", 0.9980)])
+def test_dividing_by_random_lengths_alone_turns_the_gradient(aggregation_of, expected):
+    """Of RLOO, which is exact with its own aggregation: by the length of each answer, and by how
+    many tokens the batch happens to have."""
+    objective = replace(VARIANTS["rloo"], aggregate=VARIANTS[aggregation_of].aggregate)
+    found = expected_gradient(objective, WORLD, WORLD.logits())
+    true = gradient_of(expected_reward, WORLD, WORLD.logits())
+    assert cosine(found, true) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_batches_side_by_side_are_batches_one_at_a_time(name):
+    """The enumeration scores batches with equally many tokens together: here each alone, as a run
+    sees it."""
+    world, objective = World(vocabulary=3, longest=2), VARIANTS[name]
+    logits = world.logits().requires_grad_()
+    log_probs = world.log_probs(logits)
+    loss = torch.zeros((), dtype=torch.float64)
+    for answers in world.batches:
+        mask, chosen = world.mask[answers], log_probs[0, answers]
+        totals = BatchTotals(len(answers), int(mask.sum()))
+        advantages = objective.advantages(world.compared(answers))
+        tokens = TokenBatch(
+            chosen,
+            chosen.detach(),
+            chosen.detach(),
+            None,
+            advantages if advantages.ndim == 2 else advantages[:, None].expand(mask.shape),
+            mask,
+            totals,
+        )
+        share = objective.aggregate(token_losses(objective, tokens), mask, totals)
+        loss = loss + chosen.detach().sum().exp() * share
+    (gradient,) = torch.autograd.grad(-loss, logits)
+    assert error(on_policy(name, world), gradient) < 1e-12
