@@ -5,8 +5,8 @@ paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -33,14 +33,19 @@ VARIANTS = {name: row(Flags(**defaults_of(row))) for name, row in ROWS.items()}
 
 
 def token_losses(
-    objective: Objective, log_probs: Tensor, log_probs_old: Tensor, advantages: Tensor, mask: Tensor
+    objective: Objective,
+    log_probs: Tensor,
+    log_probs_old: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    log_probs_sampler: Tensor | None = None,
 ) -> Tensor:
     """The loss of each token, as the train scripts compute it, from the advantages of sequences or
-    of tokens."""
+    of tokens. Without log-probs of its own the sampler is the old policy."""
     tokens = TokenBatch(
         log_probs,
         log_probs_old,
-        log_probs_old,
+        log_probs_old if log_probs_sampler is None else log_probs_sampler,
         None,
         advantages if advantages.ndim == 2 else advantages[:, None].expand(mask.shape),
         mask,
@@ -56,12 +61,17 @@ class Parameters:
     """What a paper leaves to choose, as it chose; None where it has no such thing."""
 
     ratio: str = "token"
-    """token, or sequence: the geometric mean over its tokens."""
+    """A key of `RATIOS`."""
+    ratio_parameters: Mapping[str, float] = field(default_factory=dict)
+    """What the ratio takes by name."""
     surrogate: str = "clipped"
-    """clipped (PPO's minimum), weight (bounded, without a gradient), or unclipped."""
-    clip_below: float | None = 0.2
-    clip_above: float | None = 0.2
-    """The ratio is clipped to 1 - clip_below and 1 + clip_above."""
+    """A key of `SURROGATES`."""
+    surrogate_parameters: Mapping[str, float] = field(
+        default_factory=lambda: {"clip_below": 0.2, "clip_above": 0.2}
+    )
+    """What the surrogate takes by name."""
+    stop_gradient: bool = False
+    """Whether a part of the loss is a number to its gradient, which is not that of its value."""
     aggregation: str = "sequence_mean"
     """sequence_mean, token_mean, or constant_length: the sum / (sequences x constant_length)."""
     constant_length: int | None = None
@@ -83,15 +93,21 @@ PARAMETERS = {
         std_epsilon=None,
         std_ddof=None,
     ),
-    "dapo": Parameters(clip_above=0.28, aggregation="token_mean"),
-    "gspo": Parameters(ratio="sequence", clip_below=3e-4, clip_above=4e-4),
+    "dapo": Parameters(
+        surrogate_parameters={"clip_below": 0.2, "clip_above": 0.28}, aggregation="token_mean"
+    ),
+    "gspo": Parameters(
+        ratio="sequence", surrogate_parameters={"clip_below": 3e-4, "clip_above": 4e-4}
+    ),
     "cispo": Parameters(
-        surrogate="weight", clip_below=None, clip_above=0.3, aggregation="token_mean"
+        surrogate="weight",
+        surrogate_parameters={"clip_above": 0.3},
+        stop_gradient=True,
+        aggregation="token_mean",
     ),
     "rloo": Parameters(
         surrogate="unclipped",
-        clip_below=None,
-        clip_above=None,
+        surrogate_parameters={},
         aggregation="constant_length",
         constant_length=1,
         baseline="mean_of_others",
@@ -103,12 +119,108 @@ PARAMETERS = {
 
 @dataclass(frozen=True)
 class Arrays:
-    """A micro-batch as numpy arrays: batch x time, and one advantage per sequence."""
+    """A micro-batch as numpy arrays, batch x time."""
 
     log_probs: np.ndarray
     old: np.ndarray
+    sampler: np.ndarray
     advantages: np.ndarray
+    """One per sequence, or one per token."""
     mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The sampled tokens of a sequence, as Python floats."""
+
+    new: Sequence[float]
+    old: Sequence[float]
+    sampler: Sequence[float]
+    advantages: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.new)
+
+
+@dataclass(frozen=True)
+class Sloped:
+    """A number of each token of a sequence."""
+
+    values: Sequence[float]
+    slopes: Sequence[Sequence[float]]
+    """`slopes[t][j]`: of the value of token t in the policy's log-prob of token j."""
+
+
+def diagonal(slopes: Sequence[float]) -> list[list[float]]:
+    """Each token depends on its own log-prob alone."""
+    return [[s if t == j else 0.0 for j in range(len(slopes))] for t, s in enumerate(slopes)]
+
+
+def token_ratio(sampled: Sampled) -> Sloped:
+    """pi / pi_old of each token."""
+    values = [math.exp(n - o) for n, o in zip(sampled.new, sampled.old, strict=True)]
+    return Sloped(values, diagonal(values))
+
+
+def sequence_ratio(sampled: Sampled) -> Sloped:
+    """The geometric mean of pi / pi_old over the tokens."""
+    size = len(sampled)
+    value = math.exp(sum(n - o for n, o in zip(sampled.new, sampled.old, strict=True)) / size)
+    return Sloped([value] * size, [[value / size] * size] * size)
+
+
+RATIOS: Mapping[str, Callable[..., Sloped]] = {
+    "token": token_ratio,
+    "sequence": sequence_ratio,
+}
+
+
+@dataclass(frozen=True)
+class Token:
+    """What the surrogate of a token depends on."""
+
+    ratio: float
+    advantage: float
+    log_prob: float
+    sampler: float
+    """Its log-prob under what sampled it."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Of a token."""
+
+    value: float
+    in_ratio: float = 0.0
+    """Its slope in the ratio."""
+    in_log_prob: float = 0.0
+    """Its slope in the log-prob where that stands by itself."""
+
+
+def clipped(token: Token, *, clip_below: float, clip_above: float) -> Loss:
+    """-min(r A, clip(r) A)."""
+    bounded = min(max(token.ratio, 1 - clip_below), 1 + clip_above)
+    if token.ratio * token.advantage <= bounded * token.advantage:
+        return unclipped(token)
+    return Loss(-bounded * token.advantage)
+
+
+def weight(token: Token, *, clip_above: float) -> Loss:
+    """-min(r, 1 + clip_above) A log pi, in which the ratio is a number."""
+    factor = -min(token.ratio, 1 + clip_above) * token.advantage
+    return Loss(factor * token.log_prob, in_log_prob=factor)
+
+
+def unclipped(token: Token) -> Loss:
+    """-r A."""
+    return Loss(-token.ratio * token.advantage, in_ratio=-token.advantage)
+
+
+SURROGATES: Mapping[str, Callable[..., Loss]] = {
+    "clipped": clipped,
+    "weight": weight,
+    "unclipped": unclipped,
+}
 
 
 def slow_loss(name: str, arrays: Arrays, totals: BatchTotals) -> tuple[float, np.ndarray]:
@@ -116,39 +228,39 @@ def slow_loss(name: str, arrays: Arrays, totals: BatchTotals) -> tuple[float, np
     parameters = PARAMETERS[name]
     loss, gradient = 0.0, np.zeros(arrays.log_probs.shape)
     for i, row in enumerate(arrays.mask):
-        sampled = [t for t in range(len(row)) if row[t]]
-        if not sampled:
+        positions = [t for t in range(len(row)) if row[t]]
+        if not positions:
             continue
-        weight = _weight(parameters, len(sampled), totals)
-        new = [float(arrays.log_probs[i, t]) for t in sampled]
-        differences = [float(arrays.log_probs[i, t] - arrays.old[i, t]) for t in sampled]
-        if parameters.ratio == "sequence":
-            # d loss / d log-prob is a mean over the sequence, and so the same for each token.
-            differences = [sum(differences) / len(sampled)] * len(sampled)
-        for t, log_prob, difference in zip(sampled, new, differences, strict=True):
-            term, slope = _token(parameters, log_prob, difference, float(arrays.advantages[i]))
-            loss += weight * term
-            gradient[i, t] = weight * slope
+        share = _share(parameters, len(positions), totals)
+        losses = slow_token_losses(parameters, sampled_of(arrays, i, positions))
+        loss += share * sum(losses.values)
+        for j, t in enumerate(positions):
+            gradient[i, t] = share * sum(slopes[j] for slopes in losses.slopes)
     return loss, gradient
 
 
-def _token(
-    parameters: Parameters, log_prob: float, difference: float, advantage: float
-) -> tuple[float, float]:
-    """The loss of a token, and its slope in the log-prob that its ratio depends on."""
-    ratio = math.exp(difference)
-    if parameters.surrogate == "unclipped":
-        return -ratio * advantage, -ratio * advantage
-    highest = 1 + (parameters.clip_above or 0.0)
-    if parameters.surrogate == "weight":
-        weight = min(ratio, highest)
-        return -weight * advantage * log_prob, -weight * advantage
-    bounded = min(max(ratio, 1 - (parameters.clip_below or 0.0)), highest)
-    moves = ratio * advantage <= bounded * advantage
-    return -min(ratio * advantage, bounded * advantage), -ratio * advantage if moves else 0.0
+def sampled_of(arrays: Arrays, i: int, positions: Sequence[int]) -> Sampled:
+    """Those positions of a row."""
+    advantages = arrays.advantages.reshape(len(arrays.mask), -1)
+    columns = (arrays.log_probs, arrays.old, arrays.sampler)
+    values = (*columns, np.broadcast_to(advantages, arrays.mask.shape))
+    return Sampled(*([float(column[i, t]) for t in positions] for column in values))
 
 
-def _weight(parameters: Parameters, length: int, totals: BatchTotals) -> float:
+def slow_token_losses(parameters: Parameters, sampled: Sampled) -> Sloped:
+    """The loss of each token of a sequence."""
+    ratios = RATIOS[parameters.ratio](sampled, **parameters.ratio_parameters)
+    values, slopes = [], []
+    for t, ratio in enumerate(ratios.values):
+        token = Token(ratio, sampled.advantages[t], sampled.new[t], sampled.sampler[t])
+        loss = SURROGATES[parameters.surrogate](token, **parameters.surrogate_parameters)
+        values.append(loss.value)
+        slopes.append([loss.in_ratio * slope for slope in ratios.slopes[t]])
+        slopes[t][t] += loss.in_log_prob
+    return Sloped(values, slopes)
+
+
+def _share(parameters: Parameters, length: int, totals: BatchTotals) -> float:
     """Of a token, from the length of its sequence and the totals of the optimizer batch."""
     if parameters.aggregation == "sequence_mean":
         return 1 / length / totals.sequences

@@ -16,7 +16,7 @@ from common.algo.aggregation import BatchTotals
 from tests.variants import PARAMETERS, VARIANTS, Arrays, slow_advantages, slow_k3, slow_loss
 
 DIRECTORY = Path(__file__).parent
-SCHEMA = 2
+SCHEMA = 3
 KL = "kl_k3"
 # As in verl and other frameworks: a token beyond it counts as 10 nats and has no gradient.
 KL_BOUND = 10.0
@@ -30,6 +30,12 @@ SPREADS = {"on policy": 0.0, "a tiny step": 5e-4, "a small step": 0.15, "far out
 RATIOS = (0.3, 0.75, 0.85, 1.15, 1.25, 1.29, 2.0, 25.0)
 # Means of log-ratios on both sides of GSPO's bounds, 3e-4 below and 4e-4 above.
 SEQUENCE_LOG_RATIOS = (-2e-3, -3.5e-4, -1e-4, 1e-4, 3.5e-4, 5e-4, 2e-3, 0.7)
+# Of a token under the policy and under what sampled it: differences on both sides of 0, 0.15 and
+# 0.3 either way, at ratios of up to 40, and not in the order of these.
+PROBABILITIES = (
+    *((0.5, 0.5), (0.4, 0.26), (0.4, 0.24), (0.9, 0.61), (0.9, 0.59), (0.13, 0.004), (0.4, 0.01)),
+    *((0.26, 0.4), (0.24, 0.4), (0.61, 0.9), (0.59, 0.9), (0.004, 0.13), (0.01, 0.4)),
+)
 MASKS = {
     "holes": "101101",
     "late start": "001111",
@@ -74,17 +80,38 @@ def cases() -> dict[str, tuple[Arrays, BatchTotals]]:
         mask,
     )
     whole = BatchTotals(sequences=len(mask), tokens=int(mask.sum()))
-    made["the whole optimizer batch"] = (Arrays(new, old, np.array(advantages), mask), whole)
+    made["the whole optimizer batch"] = (Arrays(new, old, old, np.array(advantages), mask), whole)
     made["empty sequences alone"] = _part(new[:2], old[:2], [1.0, -1.0], np.zeros((2, 6), bool))
+    sampler = old + np.round(rng.normal(0.0, 0.2, mask.shape), 6)
+    made["a sampler that is not the old policy"] = _part(
+        new, old, advantages, mask, np.where(mask, sampler, np.resize(OUTSIDE, mask.shape))
+    )
+    policy, sampled = np.log(np.array(PROBABILITIES)).T
+    made["probabilities around every bound"] = _part(
+        np.tile(policy, (2, 1)),
+        np.tile(policy, (2, 1)),
+        [1.25, -0.75],
+        np.ones((2, len(PROBABILITIES)), dtype=bool),
+        np.tile(sampled, (2, 1)),
+    )
+    made["an advantage for each token"] = _part(
+        new, old, np.round(rng.normal(0.0, 1.0, mask.shape), 4), mask
+    )
     return made
 
 
 def _part(
-    new: np.ndarray, old: np.ndarray, advantages: Sequence[float], mask: np.ndarray
+    new: np.ndarray,
+    old: np.ndarray,
+    advantages: Sequence[float] | np.ndarray,
+    mask: np.ndarray,
+    sampler: np.ndarray | None = None,
 ) -> tuple[Arrays, BatchTotals]:
-    """A micro-batch of an optimizer batch with one more sequence, of three tokens."""
+    """A micro-batch of an optimizer batch with one more sequence, of three tokens. Without one of
+    its own the sampler is the old policy."""
     totals = BatchTotals(sequences=len(mask) + 1, tokens=int(mask.sum()) + 3)
-    return Arrays(new, old, np.array(advantages), mask), totals
+    sampler = old if sampler is None else sampler
+    return Arrays(new, old, sampler, np.array(advantages), mask), totals
 
 
 ADVANTAGE_CASES: dict[str, tuple[list[float], list[int]]] = {
@@ -111,6 +138,7 @@ def vector(name: str) -> dict[str, Any]:
                 "name": case,
                 "log_probs": _numbers(arrays.log_probs),
                 "log_probs_old": _numbers(arrays.old),
+                "log_probs_sampler": _numbers(arrays.sampler),
                 "advantages": arrays.advantages.tolist(),
                 "mask": arrays.mask.astype(int).tolist(),
                 "sequences_in_optimizer_batch": totals.sequences,
