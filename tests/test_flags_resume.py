@@ -36,6 +36,9 @@ OTHERS = """
 --clip-eps-high 0.3
 --correct rewards:right
 --correct-threshold 0.5
+--correction corrections:mine
+--correction-cap 3
+--correction-range 0.5,2
 --data-path /elsewhere/tasks.jsonl
 --device cpu
 --documents-path /elsewhere/documents

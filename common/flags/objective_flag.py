@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from common.algo.objective import Objective
 from common.algo.variants import VARIANTS
 from common.errors import UserError
+from common.flags.correction_flag import with_correction
 from common.own_code import code_of_the_user, import_function, names_own_code
 
 if TYPE_CHECKING:
@@ -29,8 +30,11 @@ def find_row(name: str) -> Callable[..., Objective]:
     return import_function("--objective", name)
 
 
-def load_objective(config: TrainConfig) -> Objective:
-    """The objective of a run with resolved defaults. Raises `UserError` for what is none."""
+def load_objective(config: TrainConfig, *, use_bfloat16: bool) -> Objective:
+    """The objective of a run with resolved defaults, which computes in bfloat16 or not.
+
+    Raises `UserError` for what is none.
+    """
     row = find_row(config.objective)
     with code_of_the_user("--objective", config.objective):
         objective = row(config)
@@ -39,4 +43,4 @@ def load_objective(config: TrainConfig) -> Objective:
             f"--objective {config.objective}: returned a {type(objective).__name__}; return an "
             "Objective (common.algo.objective)"
         )
-    return objective
+    return with_correction(objective, config, use_bfloat16=use_bfloat16)

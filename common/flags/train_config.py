@@ -14,6 +14,7 @@ import torch
 
 from common.algo.variants import defaults_of
 from common.errors import UserError
+from common.flags.correction_flag import parse_range
 from common.flags.markers import CONTENT, FREE, OWN_CODE, ROUNDING
 from common.flags.objective_flag import find_row
 from common.flags.spelling import as_given
@@ -204,6 +205,16 @@ class ObjectiveFlags:
     """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]."""
     clip_eps_high: float | None = by_objective(None)
     """Upper clip range; without one it is the same as clip_eps."""
+    correction: Annotated[str, OWN_CODE] = "auto"
+    """What makes up for a sampler that is not quite the policy: token_truncated, token_masked,
+    sequence_truncated, sequence_masked, sequence_geometric, opsm, none, or module:function or
+    file.py:function of your own, from tokens to weights. auto is the objective's own, if it has
+    one, else token_truncated in bfloat16 and none in float32."""
+    correction_cap: float | None = None
+    """Most that a truncated weight may be; with opsm the bound in nats. Default: 2, opsm 0.5."""
+    correction_range: str | None = None
+    """What weights may be that are not dropped, as low,high. Default: 0.5,5 for token_masked, 0.5,2
+    for sequence_masked, 0.99,1.01 for sequence_geometric."""
     overlong: Literal["keep", "mask", "penalty"] = "keep"
     """Completions that were cut at their limit: keep them, mask them out of the loss, or take a
     penalty from their reward (DAPO's soft overlong punishment)."""
@@ -350,6 +361,9 @@ class TrainConfig(
         check("overlong_buffer", lambda value: value <= 1, "at most 1")
         check("clip_eps", lambda value: 0 < value < 1, "above 0 and below 1")
         check("clip_eps_high", lambda value: 0 < value < math.inf, "above 0")
+        check("correction_cap", lambda cap: 0 < cap < math.inf, "above 0")
+        if self.correction_range is not None:
+            parse_range(self.correction_range)
         for name in ("rubric_weight", "correct_threshold"):
             check(name, math.isfinite, "a finite number")
         if self.correct is None and self.correct_threshold != type(self).correct_threshold:

@@ -92,7 +92,8 @@ def open_session(
         talk_with_run(config, open_chat(config, tools), device)
         sys.exit()
     console = Console(quiet=ranks.index > 0)
-    objective = load_objective(config)
+    use_bfloat16 = config.model_options(device).use_bfloat16
+    objective = load_objective(config, use_bfloat16=use_bfloat16)
     run = _choose_run_together(config, console, ranks)
     train_tasks, held_out = load_task_split(config)
     chat = open_chat(config, tools)

@@ -1,0 +1,83 @@
+"""From `--correction` and its bounds to the weight of each token in the policy's loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from common.algo.correction import CORRECTIONS
+from common.algo.objective import Objective
+from common.errors import UserError
+from common.own_code import import_function, names_own_code
+
+if TYPE_CHECKING:
+    from common.flags.train_config import TrainConfig
+
+# Where sampler and learner round differently; docs/off_policy.md says why this one.
+IN_BFLOAT16 = "token_truncated"
+
+
+def with_correction(objective: Objective, config: TrainConfig, *, use_bfloat16: bool) -> Objective:
+    """The objective with the correction that the flags name, which beats one of its own.
+
+    Raises `UserError` for a name that means nothing, for bounds that are none of its, and for an
+    objective that takes no correction.
+    """
+    name = config.correction
+    bounds = _bounds(config)
+    if name == "auto":
+        has_none = objective.correction is None and not objective.uses_sampler
+        if has_none and use_bfloat16:
+            return replace(objective, correction=CORRECTIONS[IN_BFLOAT16])
+        return objective
+    if name == "none":
+        return replace(objective, correction=None)
+    if objective.uses_sampler:
+        raise UserError(
+            f"--correction {name}: --objective {config.objective} compares with the sampler "
+            "itself; leave out --correction"
+        )
+    if names_own_code(name):
+        return replace(objective, correction=import_function("--correction", name))
+    return replace(objective, correction=partial(CORRECTIONS[name], **bounds))
+
+
+def _bounds(config: TrainConfig) -> Mapping[str, float]:
+    """Those that the flags give. Raises `UserError` for what is no bound of the correction."""
+    name = config.correction
+    if name not in (*CORRECTIONS, "auto", "none") and not names_own_code(name):
+        raise UserError(
+            f"--correction {name}: must be auto, none, one of {', '.join(CORRECTIONS)}, or "
+            "module:function or file.py:function of your own"
+        )
+    given: dict[str, float] = {}
+    if config.correction_cap is not None:
+        _check_takes(name, "cap", f"--correction-cap {config.correction_cap:g}")
+        given["cap"] = config.correction_cap
+    if config.correction_range is not None:
+        _check_takes(name, "low", f"--correction-range {config.correction_range}")
+        given["low"], given["high"] = parse_range(config.correction_range)
+    return given
+
+
+def _check_takes(name: str, bound: str, given: str) -> None:
+    taking = [other for other, function in CORRECTIONS.items() if bound in function.keywords]
+    if name not in taking:
+        raise UserError(f"{given}: --correction {name} has no such bound; {', '.join(taking)} have")
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """Two numbers as `low,high`. Raises `UserError` for anything else."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not 0 <= low < high < math.inf:
+        raise UserError(
+            f"--correction-range {text}: must be two numbers as low,high, from 0 on and rising, "
+            "such as 0.5,5"
+        )
+    return low, high
