@@ -1,180 +1,80 @@
-"""Our losses against TRL's own, where the definitions are the same, and by how much where not.
-
-`GRPOTrainer._compute_loss` runs unbound on a namespace that hands it our log-probs: no model, no
-trainer. It is private code, so the version is pinned by the extra `[oracle]`: `make oracle`.
-"""
+"""Our losses against TRL's own, where the definitions are the same, and by how much where not."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from common.algo.advantages import group_advantages
-from common.algo.aggregation import BatchTotals
-from common.algo.kl import kl_divergence_k3
 from common.algo.objective import Objective
-from tests.variants import MAX_TOKENS, VARIANTS, token_losses
-
-grpo_trainer = pytest.importorskip(
-    "trl.trainer.grpo_trainer", reason="TRL is not installed; make oracle installs it and runs this"
-)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A whole optimizer batch, float64."""
-
-    log_probs: Tensor
-    old: Tensor
-    ref: Tensor
-    advantages: Tensor
-    mask: Tensor
-
-    @property
-    def totals(self) -> BatchTotals:
-        return BatchTotals(len(self.mask), int(self.mask.sum()))
+from tests.algo.test_advantages import batch_of
+from tests.trl_namespace import Inputs, make_inputs, trl_loss, trl_scored
+from tests.variants import VARIANTS
 
 
 @pytest.fixture
 def inputs() -> Inputs:
-    return make_inputs(spread=0.3)
-
-
-def make_inputs(spread: float) -> Inputs:
-    """`spread` is that of the log-ratio."""
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(scale: float) -> Tensor:
-        return scale * torch.randn(6, 9, generator=generator, dtype=torch.float64)
-
-    log_probs = -noise(2.0).abs()
-    lengths = torch.tensor([9, 3, 7, 1, 5, 2])
-    return Inputs(
-        log_probs,
-        log_probs + noise(spread),
-        log_probs + noise(0.3),
-        torch.tensor([1.0, -1.0, 0.5, -0.5, 0.0, 2.0], dtype=torch.float64),
-        torch.arange(9) < lengths[:, None],
-    )
-
-
-def with_gradient(loss: Tensor, log_probs: Tensor) -> tuple[float, Tensor]:
-    loss.backward()
-    assert log_probs.grad is not None
-    return loss.item(), log_probs.grad
+    return make_inputs()
 
 
 def ours(objective: Objective, inputs: Inputs, kl_weight: float = 0.0) -> tuple[float, Tensor]:
+    """As the train scripts put it together."""
     log_probs = inputs.log_probs.clone().requires_grad_()
-    per_token = token_losses(objective, log_probs, inputs.old, inputs.advantages, inputs.mask)
-    kl = kl_divergence_k3(log_probs, inputs.ref, inputs.mask)
-    loss = objective.aggregate(per_token + kl_weight * kl, inputs.mask, inputs.totals)
-    return with_gradient(loss, log_probs)
+    tokens = inputs.tokens(log_probs)
+    log_ratio = objective.log_ratio(log_probs, inputs.old, inputs.mask)
+    per_token, _ = objective.surrogate(log_ratio, tokens)
+    if objective.correction is not None:
+        per_token = objective.correction(tokens) * per_token
+    loss = objective.aggregate(per_token, inputs.mask, inputs.totals)
+    penalty = objective.aggregate(objective.kl_penalty(tokens), inputs.mask, inputs.totals)
+    (loss + kl_weight * penalty).backward()
+    assert log_probs.grad is not None
+    return (loss + kl_weight * penalty).item(), log_probs.grad
 
 
-def theirs(
-    inputs: Inputs,
-    loss_type: str,
-    eps: float,
-    eps_high: float,
-    *,
-    kl_weight: float = 0.0,
-    level: str = "token",
-    generated_tokens: int | None = None,
-    steps_per_generation: int = 1,
-) -> tuple[float, Tensor]:
-    """TRL's loss of the batch; `generated_tokens` are those of its whole generation."""
-    log_probs = inputs.log_probs.clone().requires_grad_()
-    trainer = SimpleNamespace(
-        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (
-            log_probs,
-            torch.zeros_like(log_probs),
-            None,
-        ),
-        _entropy_bonus_enabled=False,
-        _metrics={"train": defaultdict(list)},
-        accelerator=SimpleNamespace(
-            num_processes=1,
-            sync_gradients=True,
-            gather=lambda value: value,
-            reduce=lambda value, reduction: value,
-        ),
-        args=SimpleNamespace(
-            delta=None, use_bias_correction_kl=False, steps_per_generation=steps_per_generation
-        ),
-        aux_loss_enabled=False,
-        beta=kl_weight,
-        current_gradient_accumulation_steps=1,
-        epsilon_high=eps_high,
-        epsilon_low=eps,
-        importance_sampling_level=level,
-        loss_type=loss_type,
-        max_completion_length=MAX_TOKENS,
-        model=SimpleNamespace(training=True),
-        off_policy_mask_threshold=None,
-        top_entropy_quantile=1.0,
-        use_vllm=False,
-        vllm_importance_sampling_correction=False,
-    )
-    prompts = torch.zeros(len(inputs.mask), 1, dtype=torch.long)
-    loss = grpo_trainer.GRPOTrainer._compute_loss(
-        trainer,
-        None,
-        {
-            "prompt_ids": prompts,
-            "prompt_mask": torch.ones_like(prompts),
-            "completion_ids": torch.zeros_like(inputs.mask, dtype=torch.long),
-            "completion_mask": inputs.mask.long(),
-            "advantages": inputs.advantages,
-            "old_per_token_logps": inputs.old,
-            "ref_per_token_logps": inputs.ref,
-            "num_items_in_batch": torch.tensor(
-                float(generated_tokens or inputs.totals.tokens), dtype=torch.float64
-            ),
-        },
-    )
-    return with_gradient(loss, log_probs)
+def assert_the_same(found: tuple[float, Tensor], expected: tuple[float, Tensor, Tensor]) -> None:
+    assert found[0] == pytest.approx(expected[0], rel=1e-12)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-11, atol=1e-14)
+    assert found[1].abs().max() > 1e-3
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+# The settings of TRL that mean the same as a row, and how far log(pi / pi_old) spreads.
+SAME = {
+    "grpo": ({"loss_type": "grpo"}, 0.3),
+    "dr_grpo": ({"loss_type": "dr_grpo"}, 0.3),
+    "dapo": ({"loss_type": "dapo", "epsilon_high": 0.28}, 0.3),
+    "gspo": (
+        {"importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4},
+        1e-3,
+    ),
+}
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.1])
-@pytest.mark.parametrize(
-    ("name", "loss_type", "eps", "eps_high", "level", "spread"),
-    [
-        ("grpo", "grpo", 0.2, 0.2, "token", 0.3),
-        ("dr_grpo", "dr_grpo", 0.2, 0.2, "token", 0.3),
-        ("dapo", "dapo", 0.2, 0.28, "token", 0.3),
-        ("gspo", "grpo", 3e-4, 4e-4, "sequence", 1e-3),
-    ],
-)
-def test_the_same_definition_gives_the_same_loss_and_gradient(
-    name, loss_type, eps, eps_high, level, spread, kl_weight
-):
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_definition_gives_the_same_loss_and_gradient(name, kl_weight):
+    settings, spread = SAME[name]
     inputs = make_inputs(spread)
-    loss, gradient = ours(VARIANTS[name], inputs, kl_weight)
-    expected_loss, expected = theirs(
-        inputs, loss_type, eps, eps_high, kl_weight=kl_weight, level=level
-    )
-    assert loss == pytest.approx(expected_loss, rel=1e-12)
-    torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-14)
-    assert gradient.abs().max() > 1e-3
+    found = ours(VARIANTS[name], inputs, kl_weight)
+    assert_the_same(found, trl_loss(inputs, beta=kl_weight, **settings))
 
 
 def test_cispo_differs_in_what_its_upper_bound_is_counted_from(inputs):
     """Ours is 1 + eps_high, as in the paper; TRL's is `epsilon_high` itself. Its default of 0.2
     therefore cuts every on-policy weight of 1 down to a fifth."""
-    loss, gradient = ours(VARIANTS["cispo"], inputs)
-    expected_loss, expected = theirs(inputs, "cispo", 0.2, 1 + 0.3)
-    assert loss == pytest.approx(expected_loss, rel=1e-12)
-    torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-14)
+    expected = trl_loss(inputs, loss_type="cispo", epsilon_high=1 + 0.3)
+    assert_the_same(ours(VARIANTS["cispo"], inputs), expected)
 
     on_policy = replace(inputs, old=inputs.log_probs)
     _, gradient = ours(VARIANTS["cispo"], on_policy)
-    _, shrunk = theirs(on_policy, "cispo", 0.2, 0.2)
+    _, shrunk, _ = trl_loss(on_policy, loss_type="cispo")
     torch.testing.assert_close(shrunk, 0.2 * gradient, rtol=1e-11, atol=1e-14)
 
 
@@ -184,21 +84,83 @@ def test_dapo_differs_in_the_tokens_it_divides_by_with_several_steps_per_generat
     tokens = inputs.totals.tokens
     other_step = 3 * tokens
     loss, gradient = ours(VARIANTS["dapo"], inputs)
-    their_loss, their_gradient = theirs(
-        inputs,
-        "dapo",
-        0.2,
-        0.28,
-        generated_tokens=tokens + other_step,
-        steps_per_generation=2,
+    settings = {"args.steps_per_generation": 2, "generated_tokens": tokens + other_step}
+    their_loss, their_gradient, _ = trl_loss(
+        inputs, loss_type="dapo", epsilon_high=0.28, **settings
     )
     assert their_loss == pytest.approx(loss * tokens / ((tokens + other_step) / 2), rel=1e-12)
     torch.testing.assert_close(their_gradient, gradient / 2, rtol=1e-11, atol=1e-14)
 
 
-def test_advantages_of_trl_are_those_of_grpo():
-    """TRL computes them inside a long method, from `nanstd`, which has Bessel's correction."""
-    nanstd = pytest.importorskip("trl.trainer.utils").nanstd
-    rewards = torch.tensor([1.0, 0.0, 0.25, 0.5], dtype=torch.float64)
-    expected = (rewards - rewards.mean()) / (nanstd(rewards) + 1e-4)
-    torch.testing.assert_close(group_advantages(rewards), expected)
+def test_rloo_differs_in_its_ratio_which_is_that_of_the_whole_answer_and_clipped(inputs):
+    """On policy the gradients are the same. Off policy TRL weighs each token by the product of the
+    ratios of all tokens of its answer, ours by its own."""
+    rloo_trainer = pytest.importorskip("trl.trainer.rloo_trainer").RLOOTrainer
+    on_policy = replace(inputs, old=inputs.log_probs)
+    _, gradient = ours(VARIANTS["rloo"], on_policy)
+    _, expected, _ = trl_loss(on_policy, rloo_trainer)
+    torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-14)
+
+    _, gradient = ours(VARIANTS["rloo"], inputs)
+    _, theirs, _ = trl_loss(inputs, rloo_trainer, epsilon_low=1.0, epsilon_high=1e9)
+    products = torch.where(inputs.mask, inputs.log_probs - inputs.old, 0.0)
+    weights = (products.sum(dim=-1, keepdim=True) - products).exp()
+    torch.testing.assert_close(theirs, weights * gradient, rtol=1e-11, atol=1e-14)
+
+
+def test_k3_differs_in_its_bound(inputs):
+    """A token that is exp(5) times likelier to the reference is 142 nats to TRL, with a slope of
+    -147 that outweighs all else; to us it is 10, and has none."""
+    ref = inputs.ref.clone()
+    ref[2, 3] = inputs.log_probs[2, 3] + 5
+    apart = replace(inputs, ref=ref)
+    loss, gradient = ours(VARIANTS["dapo"], apart, 0.1)
+    their_loss, theirs, _ = trl_loss(apart, loss_type="dapo", epsilon_high=0.28, beta=0.1)
+    per_token = 0.1 / inputs.totals.tokens
+    assert their_loss - loss == pytest.approx(per_token * (math.expm1(5) - 5 - 10))
+    difference = theirs - gradient
+    assert difference[2, 3].item() == pytest.approx(per_token * -math.expm1(5))
+    assert difference.count_nonzero() == 1
+
+
+@pytest.mark.parametrize(("name", "same"), [("dapo", True), ("grpo", False)])
+def test_the_entropy_bonus_differs_where_the_loss_is_no_mean_over_tokens(inputs, name, same):
+    """TRL's bonus is the mean over tokens whatever the loss is; ours is aggregated as the loss is,
+    so that in GRPO a token of a long answer has less of it, too."""
+    settings = {"_entropy_bonus_enabled": True, "entropy_coef": 0.3}
+    plain, _, _ = trl_loss(inputs, loss_type=name)
+    loss, _, slopes = trl_loss(inputs, loss_type=name, **settings)
+    entropy = inputs.entropy.clone().requires_grad_()
+    bonus = 0.3 * VARIANTS[name].aggregate(entropy, inputs.mask, inputs.totals)
+    (-bonus).backward()
+    assert entropy.grad is not None
+    assert (loss == pytest.approx(plain - bonus.item(), rel=1e-12)) == same
+    assert torch.allclose(slopes, entropy.grad, rtol=1e-11) == same
+    lengths = inputs.mask.sum(dim=-1, keepdim=True)
+    mean_length = lengths.double().mean()
+    torch.testing.assert_close(
+        slopes * (1 if same else mean_length / lengths), entropy.grad, rtol=1e-11, atol=1e-14
+    )
+
+
+# Rewards of three groups of two by two functions; the second does not care about the last group.
+SCORES = torch.tensor(
+    [[1.0, 0.25], [0.0, 0.5], [0.25, 0.75], [0.5, 0.0], [1.0, 0.5], [-1.0, 0.5]],
+    dtype=torch.float64,
+)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("grpo", "group"), ("dr_grpo", "none")])
+def test_advantages_that_mean_the_same_are_the_same(inputs, name, scale):
+    batch = batch_of(SCORES.sum(dim=-1).view(3, 2).tolist())
+    expected = trl_scored(inputs, SCORES, group_size=2, scale_rewards=scale)["advantages"]
+    torch.testing.assert_close(VARIANTS[name].advantages(batch), expected)
+
+
+def test_equal_rewards_differ_in_float32_where_their_mean_is_rounded(inputs):
+    """Ours are compared, so that they have exactly 0. TRL's are 0.019 for 17.3, and differ from 0
+    enough to count as a signal."""
+    equal = torch.full((6, 1), 17.3, dtype=torch.float32)
+    theirs = trl_scored(inputs, equal, group_size=6, scale_rewards="group")["advantages"]
+    assert (VARIANTS["grpo"].advantages(batch_of([equal[:, 0].tolist()])) == 0).all()
+    assert theirs.abs().max().item() == pytest.approx(0.019, abs=1e-3)
