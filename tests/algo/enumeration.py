@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -123,25 +123,27 @@ class World:
             mask=mask,
         )
 
-    def advantages(self, function: Callable[[ComparedBatch], Tensor]) -> Tensor:
-        """Of every token of every batch: batches x places x time.
 
-        Batches whose rewards, scores and lengths are the same have the same: one of them is asked
-        for. It must not look at entropies or at a KL, of which there is none.
-        """
-        known = torch.stack(
-            [torch.stack([*self.scores(p).values(), self.lengths]) for p in range(self.prompts)]
-        )  # prompts x what is known x answers
-        kinds = torch.stack([row.unique(dim=1, return_inverse=True)[1] for row in known])
-        signatures = kinds[self.prompt_of, self.batches]
-        unique, where = signatures.unique(dim=0, return_inverse=True)
-        first = torch.empty(len(unique), dtype=torch.long)
-        first[where] = torch.arange(len(where))
-        made = []
-        for answers in self.batches[first]:
-            values = function(self.compared(answers))
-            made.append(values if values.ndim == 2 else values[:, None].expand(-1, self.longest))
-        return torch.stack(made)[where]
+@cache
+def advantages_of(world: World, function: Callable[[ComparedBatch], Tensor]) -> Tensor:
+    """Of every token of every batch: batches x places x time.
+
+    Batches whose rewards, scores and lengths are the same have the same: one of them is asked
+    for. It must not look at entropies or at a KL, of which there is none.
+    """
+    known = torch.stack(
+        [torch.stack([*world.scores(p).values(), world.lengths]) for p in range(world.prompts)]
+    )  # prompts x what is known x answers
+    kinds = torch.stack([row.unique(dim=1, return_inverse=True)[1] for row in known])
+    signatures = kinds[world.prompt_of, world.batches]
+    unique, where = signatures.unique(dim=0, return_inverse=True)
+    first = torch.empty(len(unique), dtype=torch.long)
+    first[where] = torch.arange(len(where))
+    made = []
+    for answers in world.batches[first]:
+        values = function(world.compared(answers))
+        made.append(values if values.ndim == 2 else values[:, None].expand(-1, world.longest))
+    return torch.stack(made)[where]
 
 
 def expected_gradient(
@@ -160,7 +162,7 @@ def expected_gradient(
     log_probs = world.log_probs(logits)
     sampled = log_probs.detach() if sampler is None else world.log_probs(sampler).detach()
     old = log_probs.detach() if log_probs_old is None else log_probs_old
-    advantages = world.advantages(objective.advantages)
+    advantages = advantages_of(world, objective.advantages)
     prompts, places = world.prompt_of, world.prompts * world.group_size
     probability = sampled.sum(dim=-1)[prompts, world.batches].sum(dim=-1).exp()
     sizes = world.lengths[world.batches].sum(dim=-1)
