@@ -102,6 +102,7 @@ def side_by_side(groups: Sequence[Group], experiences: Sequence[Experience]) -> 
         kl=None if ref is None else kl_divergence_k1(old, ref, mask),
         mask=mask,
         entropy=_padded_if_known([experience.entropy for experience in experiences]),
+        weights={name: weight for one in rollouts for name, weight in one.weights.items()},
     )
 
 
@@ -112,8 +113,7 @@ def with_advantages(
 ) -> tuple[list[Group], list[Experience]]:
     """Groups and experiences with the advantages of an objective.
 
-    A group has one per rollout, which is the mean over its sampled tokens where tokens have their
-    own.
+    A group has one per rollout: where tokens have their own, the mean of those that are not 0.
     """
     batch = side_by_side(groups, experiences)
     values = advantages(batch)
@@ -122,7 +122,7 @@ def with_advantages(
         of_tokens = [a.expand(len(e)) for e, a in zip(experiences, values, strict=True)]
     else:
         values = torch.where(batch.mask, values, 0.0)
-        of_rollouts = (values.sum(dim=-1) / batch.mask.sum(dim=-1).clamp(min=1)).tolist()
+        of_rollouts = (values.sum(dim=-1) / (values != 0).sum(dim=-1).clamp(min=1)).tolist()
         of_tokens = [row[: len(e)] for e, row in zip(experiences, values, strict=True)]
     rest = iter(of_rollouts)
     return (

@@ -103,6 +103,7 @@ OTHERS = """
 --temperature 0.7
 --no-tensorboard
 --tool tools:one tools:two
+--top-entropy 0.2
 --tool-format hermes
 --tool-timeout 2.5
 --top-p 0.9

@@ -109,10 +109,18 @@ def test_a_row_brings_its_bounds_and_a_flag_beats_them(own):
     assert surrogate == "clipped_surrogate(clip_eps=0.1, clip_eps_high=0.0004)"
 
 
+def test_the_share_of_tokens_that_advantages_are_kept_at_is_part_of_the_objective():
+    objective = load_objective(resolved("--top-entropy", "0.2"), use_bfloat16=False)
+    expected = "of_top_entropy(within_groups(group_advantages), share=0.2)"
+    assert objective.describe()["advantages"] == expected
+    whole = load_objective(resolved("--top-entropy", "1"), use_bfloat16=False)
+    assert whole.describe()["advantages"] == "within_groups(group_advantages)"
+
+
 @pytest.mark.parametrize(
     ("objective", "complaint"),
     [
-        ("ppo", "--objective ppo: must be one of grpo, dr_grpo, dapo, gspo, cispo, rloo, or"),
+        ("ppo", "--objective ppo: must be one of grpo, dr_grpo, dapo, gspo, cispo, rloo, "),
         ("{own}:nothing", "nothing: returned a NoneType; return an Objective"),
         ("{own}:absent", "own.py has no function 'absent'"),
         ("missing.py:any", "missing.py:any: no such file; give its path from"),

@@ -164,7 +164,8 @@ def compared() -> tuple[list[Group], list[Experience]]:
 
     def rollout(reward: float, *segments: Segment) -> Rollout:
         scores = {"right": reward, "short": 1 - reward if reward else None}
-        return Rollout(Trajectory(segments, "stop"), Transcript(""), scores, reward, True)
+        text, weights = Transcript(""), {"right": 1.0}
+        return Rollout(Trajectory(segments, "stop"), text, scores, reward, True, weights=weights)
 
     long = rollout(1.0, given, first, given, second)
     groups = [
@@ -184,6 +185,7 @@ def test_advantages_see_the_whole_batch():
     assert batch.scores["right"].tolist() == [1.0, 0.0, 0.5]
     # Where a reward does not apply, there is no number.
     assert batch.scores["short"].nan_to_num(-1).tolist() == [0.0, -1.0, 0.5]
+    assert batch.weights == {"right": 1.0}
     assert batch.groups.tolist() == [0, 0, 1]
     assert batch.turns.tolist() == [
         [-1, -1, 0, -1, -1, 1, 1],
@@ -206,3 +208,15 @@ def test_advantages_may_be_one_per_token():
     rows = [e.advantages.tolist() for e in experiences if e.advantages is not None]
     assert rows == [[0, 0, 1, 0, 0, 2, 2], [0, 0, 0], [0, 0, 0.5, 0.5]]
     assert [list(group.advantages) for group in groups] == [[pytest.approx(5 / 3), 0], [], [0.5]]
+
+
+def test_a_completion_keeps_its_advantage_where_only_some_of_its_tokens_have_one():
+    groups, experiences = compared()
+
+    def of_last_turn(batch):
+        return torch.where(batch.turns == 1, batch.rewards[:, None], 0.0)
+
+    groups, experiences = with_advantages(groups, experiences, of_last_turn)
+    assert experiences[0].advantages is not None
+    assert experiences[0].advantages.tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert [list(group.advantages) for group in groups] == [[1, 0], [], [0]]

@@ -16,6 +16,7 @@ from common.algo.objective import Objective
 from common.algo.tokens import TokenBatch
 from common.algo.variants import VARIANTS as ROWS
 from common.algo.variants import defaults_of
+from tests.slow_advantages import ESTIMATORS, Advantages, Compared, Settings
 
 MAX_TOKENS = 11
 
@@ -75,10 +76,12 @@ class Parameters:
     aggregation: str = "sequence_mean"
     """sequence_mean, token_mean, or constant_length: the sum / (sequences x constant_length)."""
     constant_length: int | None = None
-    baseline: str = "group_mean"
+    estimator: str = "of_group"
+    """A key of `ESTIMATORS`: how advantages come from rewards."""
+    baseline: str | None = "group_mean"
     """group_mean, or mean_of_others."""
     std_epsilon: float | None = 1e-4
-    """Added to the standard deviation of the group, by which advantages are divided."""
+    """Added to the standard deviation by which advantages are divided."""
     std_ddof: int | None = 1
     """1: Bessel's correction."""
     temperature: float = 1.0
@@ -111,6 +114,35 @@ PARAMETERS = {
         aggregation="constant_length",
         constant_length=1,
         baseline="mean_of_others",
+        std_epsilon=None,
+        std_ddof=None,
+    ),
+    "lite_ppo": Parameters(aggregation="token_mean", estimator="batch_deviation"),
+    "max_rl": Parameters(
+        aggregation="constant_length",
+        constant_length=MAX_TOKENS,
+        estimator="group_mean",
+        std_epsilon=None,
+        std_ddof=None,
+    ),
+    "gdpo": Parameters(estimator="decoupled"),
+    "pass_at_k": Parameters(
+        aggregation="constant_length",
+        constant_length=MAX_TOKENS,
+        estimator="best_of_others",
+        baseline=None,
+        std_epsilon=None,
+        std_ddof=None,
+    ),
+    "reinforce_pp": Parameters(aggregation="token_mean", estimator="all_tokens", baseline=None),
+    "reinforce_pp_baseline": Parameters(aggregation="token_mean", estimator="all_tokens"),
+    "opo": Parameters(
+        surrogate="unclipped",
+        surrogate_parameters={},
+        aggregation="constant_length",
+        constant_length=1,
+        estimator="length_weighted",
+        baseline=None,
         std_epsilon=None,
         std_ddof=None,
     ),
@@ -269,24 +301,11 @@ def _share(parameters: Parameters, length: int, totals: BatchTotals) -> float:
     return 1 / (totals.sequences * (parameters.constant_length or 1))
 
 
-def slow_advantages(name: str, rewards: Sequence[float], groups: Sequence[int]) -> list[float]:
-    """One per reward, from those of its group."""
-    parameters, advantages = PARAMETERS[name], []
-    for reward, number in zip(rewards, groups, strict=True):
-        group = [r for r, g in zip(rewards, groups, strict=True) if g == number]
-        if len(set(group)) == 1:
-            advantages.append(0.0)
-            continue
-        size, total = len(group), math.fsum(group)
-        others = (total - reward) / (size - 1)
-        mean = total / size
-        advantage = reward - (mean if parameters.baseline == "group_mean" else others)
-        if parameters.std_epsilon is not None:
-            squares = math.fsum((r - mean) ** 2 for r in group)
-            deviation = math.sqrt(squares / (size - (parameters.std_ddof or 0)))
-            advantage /= deviation + parameters.std_epsilon
-        advantages.append(advantage)
-    return advantages
+def slow_advantages(name: str, compared: Compared) -> Advantages:
+    """One per rollout, or one per token. Raises `ValueError` where there are none to be had."""
+    parameters = PARAMETERS[name]
+    settings = Settings(parameters.baseline, parameters.std_epsilon, parameters.std_ddof)
+    return ESTIMATORS[parameters.estimator](compared, settings)
 
 
 def slow_k3(log_prob: float, log_prob_ref: float, bound: float) -> tuple[float, float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# The penalty's name among the scores of a completion.
+OVERLONG = "overlong"
+
 
 def soft_overlong_penalty(
     num_tokens: int, max_tokens: int, buffer: float, *, cut: bool = False

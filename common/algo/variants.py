@@ -13,12 +13,21 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from common.algo.advantages import (
+    best_alone_advantages,
     group_advantages,
     leave_one_out_advantages,
     mean_centred_advantages,
+    mean_normalised_advantages,
     within_groups,
 )
 from common.algo.aggregation import constant_length_mean, sequence_mean, token_mean
+from common.algo.batch_advantages import (
+    batch_scaled_advantages,
+    decoupled_advantages,
+    length_weighted_advantages,
+    over_all_tokens,
+    reward_to_go,
+)
 from common.algo.objective import Extras, Objective
 from common.algo.surrogate import (
     clipped_surrogate,
@@ -150,8 +159,103 @@ def rloo(flags: ObjectiveFlags) -> Objective:
     )
 
 
+def lite_ppo(flags: ObjectiveFlags) -> Objective:
+    """Lite PPO: the mean of the group, the deviation of the batch, and every token the same.
+
+    Part I: Tricks or Traps?, arXiv 2508.08221.
+    """
+    return Objective(
+        advantages=batch_scaled_advantages,
+        log_ratio=token_log_ratio,
+        surrogate=_clipped(flags),
+        aggregate=token_mean,
+    )
+
+
+def max_rl(flags: ObjectiveFlags) -> Objective:
+    """MaxRL: advantages in means of the group, sums over tokens as in Dr. GRPO.
+
+    On policy, with rewards of 0 and 1, it is the gradient of the likelihood of right answers, as
+    far as a group can tell. arXiv 2602.02710.
+    """
+    return Objective(
+        advantages=partial(within_groups, advantages=mean_normalised_advantages),
+        log_ratio=token_log_ratio,
+        surrogate=_clipped(flags),
+        aggregate=partial(constant_length_mean, max_tokens=flags.max_completion_tokens),
+    )
+
+
+def gdpo(flags: ObjectiveFlags) -> Objective:
+    """GDPO: GRPO whose rewards are each compared on their own before they are added up.
+
+    arXiv 2601.05242.
+    """
+    return Objective(
+        advantages=decoupled_advantages,
+        log_ratio=token_log_ratio,
+        surrogate=_clipped(flags),
+        aggregate=sequence_mean,
+    )
+
+
+def pass_at_k(flags: ObjectiveFlags) -> Objective:
+    """pass@k, with k the size of the group: the best by its lead, sums over tokens as in Dr. GRPO.
+
+    On policy it is the gradient of the best reward of a group. arXiv 2503.19595.
+    """
+    return Objective(
+        advantages=partial(within_groups, advantages=best_alone_advantages),
+        log_ratio=token_log_ratio,
+        surrogate=_clipped(flags),
+        aggregate=partial(constant_length_mean, max_tokens=flags.max_completion_tokens),
+    )
+
+
+def reinforce_pp(flags: ObjectiveFlags) -> Objective:
+    """REINFORCE++: rewards to go in deviations of all tokens of the batch, no groups.
+
+    The paper goes with `--kl-in reward`. arXiv 2501.03262.
+    """
+    return Objective(
+        advantages=partial(over_all_tokens, values=reward_to_go),
+        log_ratio=token_log_ratio,
+        surrogate=_clipped(flags),
+        aggregate=token_mean,
+    )
+
+
+def reinforce_pp_baseline(flags: ObjectiveFlags) -> Objective:
+    """REINFORCE++ with the mean of the group as baseline. arXiv 2501.03262."""
+    centred = partial(within_groups, advantages=mean_centred_advantages)
+    return Objective(
+        advantages=partial(over_all_tokens, values=centred),
+        log_ratio=token_log_ratio,
+        surrogate=_clipped(flags),
+        aggregate=token_mean,
+    )
+
+
+def opo(flags: ObjectiveFlags) -> Objective:
+    """OPO: RLOO with a baseline in which long completions count more.
+
+    The paper goes with one update per batch and neither KL nor entropy. arXiv 2505.23585.
+    """
+    del flags
+    return Objective(
+        advantages=length_weighted_advantages,
+        log_ratio=token_log_ratio,
+        surrogate=unclipped_surrogate,
+        aggregate=partial(constant_length_mean, max_tokens=1),
+    )
+
+
 VARIANTS: Mapping[str, Callable[[ObjectiveFlags], Objective]] = {
-    row.__name__: row for row in (grpo, dr_grpo, dapo, gspo, cispo, rloo)
+    row.__name__: row
+    for row in (
+        *(grpo, dr_grpo, dapo, gspo, cispo, rloo),
+        *(lite_ppo, max_rl, gdpo, pass_at_k, reinforce_pp, reinforce_pp_baseline, opo),
+    )
 }
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from common.algo.batch_advantages import of_top_entropy
 from common.algo.objective import Objective
 from common.algo.variants import VARIANTS
 from common.errors import UserError
@@ -43,4 +46,12 @@ def load_objective(config: TrainConfig, *, use_bfloat16: bool) -> Objective:
             f"--objective {config.objective}: returned a {type(objective).__name__}; return an "
             "Objective (common.algo.objective)"
         )
+    objective = _with_top_entropy(objective, config)
     return with_correction(objective, config, use_bfloat16=use_bfloat16)
+
+
+def _with_top_entropy(objective: Objective, config: TrainConfig) -> Objective:
+    if config.top_entropy == 1:
+        return objective
+    advantages = partial(of_top_entropy, advantages=objective.advantages, share=config.top_entropy)
+    return replace(objective, advantages=advantages)

@@ -192,8 +192,9 @@ class OptimizerFlags:
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveFlags:
     objective: Annotated[str, OWN_CODE] = "grpo"
-    """What is maximised: grpo, dr_grpo, dapo, gspo, cispo, rloo, or module:function or
-    file.py:function of your own, from the flags to an Objective."""
+    """What is maximised: grpo, dr_grpo, dapo, gspo, cispo, rloo, lite_ppo, max_rl, gdpo,
+    pass_at_k, reinforce_pp, reinforce_pp_baseline, opo, or module:function or file.py:function of
+    your own, from the flags to an Objective."""
     kl_weight: float = 0.01
     """Weight of the KL penalty towards the model that the run started from; 0 loads no such
     reference."""
@@ -201,6 +202,9 @@ class ObjectiveFlags:
     """Load the reference and log the KL even if its weight is 0."""
     entropy_weight: float = 0.0
     """Weight of the policy's entropy, in nats per token, as a bonus in the loss."""
+    top_entropy: float = 1.0
+    """Learn from this share of a batch's tokens alone, those at which the policy was least sure;
+    the KL penalty and the bonus for entropy see all of them."""
     clip_eps: float = by_objective(0.2)
     """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]."""
     clip_eps_high: float | None = by_objective(None)
@@ -359,6 +363,7 @@ class TrainConfig(
         for name in ("kl_weight", "entropy_weight", "overlong_buffer"):
             check(name, lambda value: 0 <= value < math.inf, "0 or more")
         check("overlong_buffer", lambda value: value <= 1, "at most 1")
+        check("top_entropy", lambda value: 0 < value <= 1, "above 0 and at most 1")
         check("clip_eps", lambda value: 0 < value < 1, "above 0 and below 1")
         check("clip_eps_high", lambda value: 0 < value < math.inf, "above 0")
         check("correction_cap", lambda cap: 0 < cap < math.inf, "above 0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 from common.errors import UserError
@@ -37,6 +37,8 @@ class Judgement:
     """What came of a function that gave no score, one that counts before one that does not."""
     comparable: bool = True
     """Whether all that counts, and what is right, could be said of it."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """How much the scores count in the sum, by name; those that are only logged are not in."""
 
 
 class Judge:
@@ -49,6 +51,7 @@ class Judge:
         self.rewards = rewards
         self.notion = notion
         self._timeout = timeout
+        self._weights = {reward.name: reward.weight for reward in rewards if reward.weight}
         scorers = (*(reward.function for reward in rewards), notion.function)
         self._functions = list(dict.fromkeys(chain.from_iterable(map(_functions_of, scorers))))
 
@@ -105,6 +108,7 @@ class Judge:
             correct=self.notion.holds(outcome),
             failure=next(iter([*failures, *only_logged]), None),
             comparable=not failures,
+            weights=self._weights,
         )
 
 

@@ -78,7 +78,13 @@ def _judged(conversation: Conversation, judgement: Judgement) -> Rollout:
     if failure and not judgement.comparable:
         trajectory = replace(trajectory, stop_reason=failure.kind)
     return Rollout(
-        trajectory, transcript, judgement.scores, judgement.reward, judgement.correct, failure
+        trajectory,
+        transcript,
+        judgement.scores,
+        judgement.reward,
+        judgement.correct,
+        failure,
+        judgement.weights,
     )
 
 

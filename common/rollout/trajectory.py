@@ -109,6 +109,8 @@ class Rollout:
     correct: bool
     failure: Failure | None = None
     """What came of a reward that gave no score."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """How much the scores count in the reward, by name; those that are only logged are not in."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import partial
 
 import transformers
 
-from common.algo.overlong import soft_overlong_penalty
+from common.algo.overlong import OVERLONG, soft_overlong_penalty
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
 from common.models.load import check_positions, stop_token_ids
@@ -103,9 +103,16 @@ class Collector:
         return group.has_signal if by_reward else group.is_solved_in_part
 
     def _penalised(self, group: Group) -> Group:
+        """With what is taken for length as one more score, of weight 1."""
+        penalties = [self._penalty(rollout.trajectory) for rollout in group.rollouts]
         rollouts = [
-            replace(rollout, reward=rollout.reward + self._penalty(rollout.trajectory))
-            for rollout in group.rollouts
+            replace(
+                rollout,
+                scores={**rollout.scores, OVERLONG: penalty},
+                weights={**rollout.weights, OVERLONG: 1.0},
+                reward=rollout.reward + penalty,
+            )
+            for rollout, penalty in zip(group.rollouts, penalties, strict=True)
         ]
         return replace(group, rollouts=rollouts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from common.algo.overlong import OVERLONG
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
 from common.logger.logger import SAMPLE_COLUMNS
@@ -97,7 +98,7 @@ def _refuse_unknown_notion(named: str | None, rewards: Sequence[Reward]) -> None
 
 
 def _refuse_taken_names(own_functions: Sequence[str]) -> None:
-    columns = {*SAMPLE_COLUMNS, *GENERATION_COLUMNS}
+    columns = {*SAMPLE_COLUMNS, *GENERATION_COLUMNS, OVERLONG}
     for path in own_functions:
         name = function_name(path)
         if name in columns or name in TAKEN_BY_METRICS:

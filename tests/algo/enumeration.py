@@ -121,6 +121,7 @@ class World:
             turns=torch.where(mask, 0, -1),
             kl=None,
             mask=mask,
+            weights=dict.fromkeys(of_each, 1.0),
         )
 
 

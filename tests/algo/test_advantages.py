@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.algo.advantages import (
     ComparedBatch,
+    best_alone_advantages,
     group_advantages,
     leave_one_out_advantages,
     mean_centred_advantages,
+    mean_normalised_advantages,
     within_groups,
 )
 
@@ -25,7 +27,8 @@ def batch_of(groups: Sequence[Sequence[float]], scores: dict | None = None) -> C
     return ComparedBatch(rewards, scores or {}, numbers, torch.zeros_like(mask).long(), None, mask)
 
 
-ALL = [group_advantages, mean_centred_advantages, leave_one_out_advantages]
+CENTRED = [group_advantages, mean_centred_advantages, leave_one_out_advantages]
+ALL = [*CENTRED, mean_normalised_advantages, best_alone_advantages]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,8 @@ ALL = [group_advantages, mean_centred_advantages, leave_one_out_advantages]
         (mean_centred_advantages, [0.75, -0.25, -0.25, -0.25]),
         # The means of the others are 0 and, three times, 1/3.
         (leave_one_out_advantages, [1.0, -1 / 3, -1 / 3, -1 / 3]),
+        (mean_normalised_advantages, [3.0, -1.0, -1.0, -1.0]),
+        (best_alone_advantages, [1.0, 0.0, 0.0, 0.0]),
     ],
 )
 def test_advantages_of_a_group_worked_out_by_hand(advantages, expected):
@@ -56,13 +61,46 @@ def test_the_mean_of_equal_rewards_alone_would_not_give_zero():
     assert mean_centred_advantages(rewards).abs().max() == 0
 
 
-@pytest.mark.parametrize("advantages", ALL)
+@pytest.mark.parametrize("advantages", CENTRED)
 @given(st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=12))
 def test_advantages_sum_to_zero_and_keep_the_order_of_rewards(advantages, rewards):
     values = torch.tensor(rewards, dtype=torch.float64)
     result = advantages(values)
     assert math.isclose(float(result.sum()), 0, abs_tol=1e-8)
     assert (result[values.argsort(stable=True)].diff() >= -1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [
+        ([0.5, 0.25, 1.5, 1.5], [0.0] * 4),
+        ([0.5, 0.25, -1.0], [0.25, 0.0, 0.0]),
+        ([-3.0, -1.0], [0.0, 2.0]),
+    ],
+)
+def test_the_best_has_its_lead_where_it_is_alone(rewards, expected):
+    assert best_alone_advantages(torch.tensor(rewards)).tolist() == expected
+
+
+@pytest.mark.parametrize("rewards", [[-1.0, 1.0], [-1.0, 0.0, 0.0]])
+def test_where_the_mean_is_not_positive_nothing_is_divided_by_it(rewards):
+    assert mean_normalised_advantages(torch.tensor(rewards)).tolist() == [0.0] * len(rewards)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(0, 10, width=16), min_size=2, max_size=12),
+    st.sampled_from([0.25, 2.0, 512.0]),
+)
+def test_in_means_of_the_group_the_unit_of_rewards_is_nothing(rewards, unit):
+    values = torch.tensor(rewards, dtype=torch.float64)
+    found, scaled = mean_normalised_advantages(values), mean_normalised_advantages(unit * values)
+    torch.testing.assert_close(scaled, found)
+    assert math.isclose(float(found.sum()), 0, abs_tol=1e-9)
+    if found.any():
+        assert float(found.min()) >= -1
+        expected = mean_centred_advantages(values) / (sum(rewards) / len(rewards))
+        torch.testing.assert_close(found, expected)
 
 
 @given(st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=12))

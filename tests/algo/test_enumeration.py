@@ -67,6 +67,20 @@ def reward_times(factor: Callable[[int], float]) -> Stated:
     return lambda world, log_probs: factor(world.group_size) * expected_reward(world, log_probs)
 
 
+def expected_best(world: World, log_probs: Tensor) -> Tensor:
+    """The mean over prompts of E[the highest reward of a group], from how likely answers are to
+    have at most each reward."""
+    of_prompts = []
+    for prompt in range(world.prompts):
+        rewards, chosen = world.rewards(prompt), log_probs[prompt].exp()
+        values = rewards.unique()
+        at_most = torch.stack([chosen[rewards <= value].sum() for value in values])
+        all_at_most = at_most**world.group_size
+        exactly = all_at_most.diff(prepend=torch.zeros(1, dtype=torch.float64))
+        of_prompts.append((values * exactly).sum())
+    return torch.stack(of_prompts).mean()
+
+
 CLAIMS: dict[str, Claim | Biased | Same] = {
     "grpo": Biased("Divides by each answer's length and each group's deviation.", 0.4310, 0.9330),
     "dr_grpo": Claim(
@@ -76,6 +90,18 @@ CLAIMS: dict[str, Claim | Biased | Same] = {
     "gspo": Same("grpo"),
     "cispo": Same("dapo"),
     "rloo": Claim("E[R]", reward_times(lambda size: 1.0)),
+    "lite_ppo": Biased("Divides by the batch's tokens and its deviation.", 0.4018, 0.9347),
+    "max_rl": Biased(
+        "Divides by each group's mean; see below for right and wrong.", 0.1257, 0.9159
+    ),
+    "gdpo": Biased("Divides by lengths, and by a deviation for each reward.", 0.4271, 0.9242),
+    "pass_at_k": Claim(
+        "E[best of G] / (G L_max)",
+        lambda world, log_probs: expected_best(world, log_probs) / (world.group_size * MAX_TOKENS),
+    ),
+    "reinforce_pp": Biased("Divides by the batch's tokens and their deviation.", 0.5350, 0.9350),
+    "reinforce_pp_baseline": Biased("The same: of one group the mean is none.", 0.5350, 0.9350),
+    "opo": Biased("Has the sample and its length in the baseline.", 0.5084, 0.9978),
 }
 
 
@@ -161,6 +187,20 @@ def test_the_deviation_of_right_and_wrong_weighs_prompts_by_their_difficulty():
         mean += math.comb(size, k) * p**k * (1 - p) ** (size - k) * share / size**2 / deviation
     found = expected_gradient(without_lengths("grpo"), world, logits)
     assert error(found, mean / (p * (1 - p)) * true) < 1e-12
+
+
+def test_the_mean_of_right_and_wrong_makes_the_likelihood_of_right_the_objective():
+    """Of log p = -sum over k of (1 - p)^k / k a group of G has the terms up to k = G - 1, as its
+    mean is that of the sample, too."""
+
+    def likelihood(world: World, log_probs: Tensor) -> Tensor:
+        wrong = 1 - expected_reward(world, log_probs)
+        terms = [wrong**k / k for k in range(1, world.group_size)]
+        return -torch.stack(terms).sum() / MAX_TOKENS
+
+    world, logits = RIGHT_OR_WRONG, RIGHT_OR_WRONG.logits()
+    true = gradient_of(likelihood, world, logits)
+    assert error(expected_gradient(VARIANTS["max_rl"], world, logits), true) < 1e-12
 
 
 @pytest.mark.parametrize(("aggregation_of", "expected"), [("grpo", 0.9899), ("dapo", 0.9980)])

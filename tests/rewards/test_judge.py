@@ -45,9 +45,11 @@ def test_what_does_not_apply_is_no_part_of_the_sum_and_nothing_right():
     rewards = [
         Reward("a", own(lambda completion, task: None), 1.0),
         Reward("b", own(lambda completion, task: 0.5), 2.0),
+        Reward("logged", own(lambda completion, task: 7.0), 0.0),
     ]
     (judgement,) = Judge(rewards, Notion(rewards[0].function, -1.0))([RIGHT], [TASK])
-    assert judgement.scores == {"a": None, "b": 0.5}
+    assert judgement.scores == {"a": None, "b": 0.5, "logged": 7.0}
+    assert judgement.weights == {"a": 1.0, "b": 2.0}
     assert (judgement.reward, judgement.correct, judgement.failure) == (1.0, False, None)
 
 

@@ -167,6 +167,12 @@ def test_the_overlong_penalty_enters_the_reward(tokenizer):
         expected = [-max(0, length - 2) / 2 for length in lengths]
         differences = [a - b for a, b in zip(after.rewards, before.rewards, strict=True)]
         assert differences == pytest.approx(expected)
+        for rollout, penalty in zip(after.rollouts, expected, strict=True):
+            assert rollout.scores["overlong"] == pytest.approx(penalty)
+            parts = [
+                rollout.weights[name] * (rollout.scores[name] or 0) for name in rollout.weights
+            ]
+            assert rollout.reward == pytest.approx(sum(parts))
 
 
 def test_the_overlong_penalty_counts_what_the_length_of_the_sequence_cuts(tokenizer):

@@ -6,13 +6,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.algo.aggregation import BatchTotals
+from tests.slow_advantages import Advantages, Compared
 from tests.variants import PARAMETERS, VARIANTS, Arrays, slow_advantages, slow_k3, slow_loss
 
 DIRECTORY = Path(__file__).parent
@@ -114,13 +115,41 @@ def _part(
     return Arrays(new, old, sampler, np.array(advantages), mask), totals
 
 
-ADVANTAGE_CASES: dict[str, tuple[list[float], list[int]]] = {
-    "right and wrong": ([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], [0] * 8),
-    "three groups": ([1.1, 0.1, 1.0, 0.0, -2.0, 3.5, 0.25, 0.5, 0.75], [0] * 4 + [1] * 2 + [2] * 3),
-    "nearly equal": ([0.5, 0.5, 0.5, 0.500001], [0] * 4),
-    "large": ([1000.0, 1001.0, 1003.0], [0] * 3),
-    "all equal": ([17.3] * 15 + [1.0, 0.0], [0] * 15 + [1] * 2),
-    "a group of one": ([1.0, 0.0, 1.0], [0, 0, 1]),
+def _one_reward(rewards: Sequence[float], *sizes: int) -> Compared:
+    """Groups of these sizes, each rollout with one token."""
+    groups = [number for number, size in enumerate(sizes) for _ in range(size)]
+    return Compared(rewards, groups)
+
+
+# Of lengths 6, 2, 1, 0, 4 and 3, with what is given before, between and after.
+_ROWS = ("111111", "110000", "000100", "000000", "011110", "101001")
+_MASK = [[int(bit) for bit in bits] for bits in _ROWS]
+_TAKEN = np.round(np.random.default_rng(20260105).normal(0.02, 0.2, (6, 6)), 4) * np.array(_MASK)
+ADVANTAGE_CASES = {
+    "right and wrong": _one_reward([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], 8),
+    "three groups": _one_reward([1.1, 0.1, 1.0, 0.0, -2.0, 3.5, 0.25, 0.5, 0.75], 4, 2, 3),
+    "nearly equal": _one_reward([0.5, 0.5, 0.5, 0.500001], 4),
+    "large": _one_reward([1000.0, 1001.0, 1003.0], 3),
+    "all equal": _one_reward([17.3] * 15 + [1.0, 0.0], 15, 2),
+    "a group of one": _one_reward([1.0, 0.0, 1.0], 2, 1),
+    "several rewards": Compared(
+        [0.5, 0.0, 1.25, 0.5, 0.25, 1.0, 0.75, 1.5, 0.5, 0.5, 2.5],
+        [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2],
+        scores={
+            "right": [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0],
+            "style": [-2.0, 0.0, 1.0, -2.0, 1.0, 0.0, -1.0, 2.0, 2.0, -2.0, None],
+            "brief": [None] * 7 + [None, None, None, -1.5],
+            "logged": [5.0, 1.0, 2.0, 7.0, 1.0, 0.0, 1.0, 2.0, 1.0, 0.0, 1.0],
+        },
+        weights={"right": 1.0, "style": 0.25, "brief": -1.0},
+    ),
+    "lengths": Compared([1.0, 0.0, 0.5, 2.0, 0.25, 1.75], [0] * 4 + [1] * 2, mask=_MASK),
+    "level groups of several lengths": Compared(
+        [1.0, 0.0, 0.0, 1.0, 1.0, 1.0], [0] * 3 + [1] * 3, mask=_MASK
+    ),
+    "penalties at each token": Compared(
+        [1.0, 0.0, 0.5, 2.0, 0.5, 0.5], [0] * 4 + [1] * 2, mask=_MASK, penalties=_TAKEN.tolist()
+    ),
 }
 # The difference of log-probs, reference minus policy: k3 is 10 at about 2.61 and at -10.99995.
 KL_DIFFERENCES = (0.0, 1e-6, -1e-6, 0.3, -0.3, 1.0, -1.0, 2.6, -10.9, 2.7, -11.1, 12.0, -30.0)
@@ -152,14 +181,28 @@ def vector(name: str) -> dict[str, Any]:
         "advantage_cases": [
             {
                 "name": case,
-                "rewards": rewards,
-                "groups": groups,
-                "advantages": None if _has_one_alone(groups) else slow_advantages(name, *given),
+                **{key: value for key, value in asdict(compared).items() if value},
+                "advantages": _advantages_if_any(name, compared),
             }
-            for case, given in ADVANTAGE_CASES.items()
-            for rewards, groups in [given]
+            for case, compared in ADVANTAGE_CASES.items()
         ],
     }
+
+
+def _advantages_if_any(name: str, compared: Compared) -> Advantages | None:
+    """Of a case that says of one reward and of one token as little as can be said."""
+    try:
+        return slow_advantages(
+            name,
+            replace(
+                compared,
+                scores=compared.scores or {"reward": compared.rewards},
+                weights=compared.weights or {"reward": 1.0},
+                mask=compared.mask or [[1]] * len(compared.rewards),
+            ),
+        )
+    except ValueError:
+        return None
 
 
 def kl_vector() -> dict[str, Any]:
@@ -185,10 +228,6 @@ def kl_vector() -> dict[str, Any]:
             }
         ],
     }
-
-
-def _has_one_alone(groups: Sequence[int]) -> bool:
-    return any(groups.count(number) == 1 for number in groups)
 
 
 def _numbers(rows: Any) -> list[list[float | str | None]]:
