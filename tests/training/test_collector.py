@@ -8,10 +8,11 @@ from typing import ClassVar
 import pytest
 import torch
 
+from common.algo.aggregation import BatchTotals
 from common.errors import UserError
 from common.flags.train_config import TrainConfig, resolve_defaults
 from common.models.load import ModelOptions, load_policy
-from common.replay_buffer import experiences_from, with_advantages
+from common.replay_buffer import experiences_from, totals_of, with_advantages
 from common.rewards.answers import is_correct
 from common.rewards.judge import Judge
 from common.rewards.notion import Notion
@@ -220,6 +221,13 @@ def test_masked_overlong_completions_have_no_token_to_learn_from(tokenizer):
     for before, after, reason in zip(kept, masked, reasons, strict=True):
         assert before.sampled.any()
         assert after.sampled.any() == (reason == "stop")
+    of_the_others = sum(
+        rollout.trajectory.num_sampled
+        for group in groups
+        for rollout in group.rollouts
+        if rollout.trajectory.stop_reason == "stop"
+    )
+    assert totals_of(masked) == BatchTotals(len(kept), of_the_others)
     for all_tokens in (kept, masked):
         _, learned = with_advantages(groups, all_tokens, lambda batch: batch.rewards)
         first = [float(one.advantages[0]) for one in learned if one.advantages is not None]
