@@ -34,12 +34,14 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The run directory of a small run of each experiment, with a rubric and a second draw."""
+    """The run directory of a small run of each experiment, with a rubric, a second draw and a
+    correction."""
     root = tmp_path_factory.mktemp("runs")
     for experiment in EXPERIMENTS:
         kind = "search" if experiment == "experiment_multiturn_qa" else "arithmetic"
         rubric = REPOSITORY / "data" / "rubrics" / f"{kind}.yaml"
         flags = (*SMALL, "--rubric-file", str(rubric), "--dynamic-sampling", "2")
+        flags += ("--correction", "token_masked")
         output = train_here(*flags, experiment=experiment, log_dir=root)
         name = rubric.read_text(encoding="utf-8").partition("name: ")[2].partition("\n")[0]
         assert f"Loaded rubric: {name} (4 criteria)" in output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +27,20 @@ MAX_GRADIENT_RATIO = 20.0
 # Above this share of it, a gradient is that of the KL penalty.
 MAX_KL_SHARE = 0.5
 MAX_MISMATCH = 0.1
+# Below this share of the tokens, or with weights whose mean is beyond these, few tokens decide.
+MIN_SAMPLE_SIZE = 0.5
+MIN_WEIGHT, MAX_WEIGHT = 0.5, 2.0
 # Of a share of right answers above this, neither low entropy nor a flat reward is a problem.
 SOLVED = 0.8
 # A single batch may be an accident.
 IN_A_ROW = 3
+
+# What is logged of each optimizer step; of a batch it is the mean.
+OF_STEPS = (
+    "training_step/clip_fraction",
+    "correction/effective_sample_size",
+    "correction/weight_mean",
+)
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,16 @@ def mismatch_high(history: Sequence[BatchRow]) -> str | None:
     return None
 
 
+def weights_running_away(history: Sequence[BatchRow]) -> str | None:
+    sizes = _last(history, "correction/effective_sample_size")
+    means = _last(history, "correction/weight_mean")
+    if sizes and max(sizes) < MIN_SAMPLE_SIZE:
+        return f"the weights of the correction make the tokens worth {sizes[-1]:.0%} of as many"
+    if means and (max(means) < MIN_WEIGHT or min(means) > MAX_WEIGHT):
+        return f"the weights of the correction have the mean {means[-1]:.2g}"
+    return None
+
+
 def step_not_finite(history: Sequence[BatchRow]) -> str | None:
     counts = [row.get("training/invalid_loss_count", 0.0) for row in history[-2:]]
     new = counts[-1] - (counts[0] if len(counts) == 2 else 0.0)
@@ -168,6 +188,11 @@ RULES = (
     Rule("gradient_spike", gradient_spike, "lower --lr or --max-grad-norm"),
     Rule("kl_spike", kl_spike, "lower --kl-weight or --lr"),
     Rule("mismatch_high", mismatch_high, "use --dtype float32, or --attn eager, or --top-p 1"),
+    Rule(
+        "weights_running_away",
+        weights_running_away,
+        "use --dtype float32, or --correction token_truncated",
+    ),
     Rule("step_not_finite", step_not_finite, "lower --lr; samples.jsonl names the tasks"),
 )
 
@@ -178,21 +203,21 @@ class Health:
     def __init__(self) -> None:
         self._history: deque[dict[str, int | float]] = deque(maxlen=HISTORY)
         self._row: dict[str, int | float] = {}
-        self._steps: list[float] = []
+        self._steps: defaultdict[str, list[float]] = defaultdict(list)
         self._holding: set[str] = set()
 
     def add(self, row: BatchRow) -> None:
         """Take in any row that is logged; those of a batch count as one."""
         self._row.update(row)
-        if "training_step/clip_fraction" in row:
-            self._steps.append(row["training_step/clip_fraction"])
+        for name in OF_STEPS:
+            if name in row:
+                self._steps[name].append(row[name])
 
     def end_batch(self) -> list[Alarm]:
         """What has begun to be wrong with the batch that was logged."""
-        if self._steps:
-            self._row["training_step/clip_fraction"] = statistics.fmean(self._steps)
+        self._row |= {name: statistics.fmean(values) for name, values in self._steps.items()}
         self._history.append(self._row)
-        self._row, self._steps = {}, []
+        self._row, self._steps = {}, defaultdict(list)
         history = list(self._history)
         found = {rule.name: rule.reason(history) for rule in RULES}
         new = [rule for rule in RULES if found[rule.name] and rule.name not in self._holding]

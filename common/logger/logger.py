@@ -89,7 +89,7 @@ class Logger:
         self._log({BATCH_AXIS: batch_step, **metrics})
 
     def log_training_step(self, global_step: int, metrics: Mapping[str, Any]) -> None:
-        """Log the `training_step/*` of one optimizer step."""
+        """Log what is plotted over optimizer steps."""
         self._log({STEP_AXIS: global_step, **metrics})
 
     def snapshot_gradients(self, global_step: int) -> None:

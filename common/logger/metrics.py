@@ -343,8 +343,57 @@ class RunStatistics:
             self.scores[name].load_state_dict(values)
 
 
+@dataclass(frozen=True)
+class WeightSums:
+    """The weights that a correction gave to sampled tokens, added up."""
+
+    total: Tensor
+    squared: Tensor
+    largest: Tensor
+    dropped: Tensor
+    """How many have weight 0."""
+
+    @classmethod
+    def of(
+        cls, weights: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
+    ) -> WeightSums:
+        sampled = torch.where(mask, weights, 0.0)
+        return cls(
+            sampled.sum(),
+            sampled.square().sum(),
+            weights.masked_fill(~mask, -math.inf).max(),
+            (mask & (weights == 0)).sum(),
+        )
+
+    def plus(self, other: WeightSums) -> WeightSums:
+        return WeightSums(
+            self.total + other.total,
+            self.squared + other.squared,
+            torch.maximum(self.largest, other.largest),
+            self.dropped + other.dropped,
+        )
+
+    def cpu(self) -> WeightSums:
+        return WeightSums(*(value.cpu() for value in vars(self).values()))
+
+    def metrics(self, tokens: float) -> Metrics:
+        """`correction/*`, of so many sampled tokens.
+
+        The effective sample size, total^2 / squared (Kish, 1965), is a share of them: 1 if all
+        weigh the same, and at most what is not dropped.
+        """
+        total, squared = float(self.total), float(self.squared)
+        return {
+            "correction/weight_mean": total / tokens,
+            "correction/weight_max": float(self.largest),
+            "correction/dropped_fraction": float(self.dropped) / tokens,
+            "correction/effective_sample_size": total**2 / squared / tokens if squared else 0.0,
+        }
+
+
 class StepSums:
-    """Adds up the micro-batches of one optimizer step and gives its `training_step/*`."""
+    """Adds up the micro-batches of one optimizer step and gives its `training_step/*`, and its
+    `correction/*` if it has a correction."""
 
     def __init__(self) -> None:
         self._loss: Tensor | float = 0.0
@@ -352,6 +401,7 @@ class StepSums:
         self._scored: Tensor | float = 0.0
         self._ratio_max: Tensor = torch.tensor(-math.inf)
         self._token_sums: dict[str, Tensor] = {}
+        self._weights: WeightSums | None = None
         self._outcome: Metrics = {}
         self.tokens = 0
         self.positions = 0
@@ -383,6 +433,16 @@ class StepSums:
             total = self._components.get(name, torch.zeros_like(value))
             self._components[name] = total + value
 
+    @torch.no_grad()
+    def add_weights(
+        self, weights: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
+    ) -> None:
+        """Take in what a correction gave to the tokens of a micro-batch."""
+        self._add_weights(WeightSums.of(weights, mask))
+
+    def _add_weights(self, sums: WeightSums) -> None:
+        self._weights = self._weights.plus(sums) if self._weights else sums
+
     @property
     def learned(self) -> float:
         """How many tokens the loss was made of."""
@@ -402,6 +462,8 @@ class StepSums:
             for name, total in part._token_sums.items():
                 before = merged._token_sums.get(name, torch.zeros_like(total))
                 merged._token_sums[name] = before + total
+            if part._weights:
+                merged._add_weights(part._weights)
             merged.tokens += part.tokens
             merged.positions += part.positions
         return merged
@@ -414,6 +476,7 @@ class StepSums:
         copied._ratio_max = self._ratio_max.cpu()
         copied._components = {name: total.cpu() for name, total in self._components.items()}
         copied._token_sums = {name: total.cpu() for name, total in self._token_sums.items()}
+        copied._weights = self._weights and self._weights.cpu()
         return copied
 
     def finish(self, grad_norm: float, learning_rate: float) -> None:
@@ -427,7 +490,8 @@ class StepSums:
         if scored := self.learned:
             metrics |= {name: float(total) / scored for name, total in self._token_sums.items()}
             metrics["ratio_max"] = float(self._ratio_max)
-        return {f"training_step/{name}": value for name, value in metrics.items()}
+        named = {f"training_step/{name}": value for name, value in metrics.items()}
+        return named | (self._weights.metrics(scored) if self._weights and scored else {})
 
 
 def epoch_metrics(steps: Sequence[StepSums]) -> Metrics:

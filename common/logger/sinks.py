@@ -30,7 +30,7 @@ Row = Mapping[str, int | float]
 
 def axis_of(name: str) -> str:
     """The row's value to plot a metric against: optimizer steps, or rollout batches."""
-    return STEP_AXIS if name.startswith("training_step/") else BATCH_AXIS
+    return STEP_AXIS if name.startswith(("training_step/", "correction/")) else BATCH_AXIS
 
 
 @runtime_checkable

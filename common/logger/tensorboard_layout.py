@@ -31,6 +31,7 @@ LINES = {
         "loss": ("training_step/loss",),
         "gradient norm": ("training_step/grad_norm",),
         "clipped tokens": ("training_step/clip_fraction",),
+        "correction": ("correction/effective_sample_size", "correction/dropped_fraction"),
     },
     "Lengths": {
         "tokens of right and wrong completions": (

@@ -130,10 +130,11 @@ class OptimizerBatch:
         bonus: Float[Tensor, ""] | float = 0.0,
     ) -> None:
         """Take in what a micro-batch gave, for the metrics of the step."""
-        del weights
         per_token = {"entropy": entropy, "clip_fraction": clipped, "kl": kl}
         known = {name: values for name, values in per_token.items() if values is not None}
         self._sums.add(policy_loss + kl_loss - bonus, micro, log_ratio.detach().exp(), **known)
+        if weights is not None:
+            self._sums.add_weights(weights, micro.sampled)
         extras = self._learner.extras
         parts = {extras.policy_loss: policy_loss, extras.kl_loss: torch.as_tensor(kl_loss)}
         self._sums.add_components(**{name: value for name, value in parts.items() if name})

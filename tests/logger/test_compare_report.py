@@ -100,7 +100,7 @@ def test_what_is_sent_names_axes_projects_and_the_group_of_the_seeds(monkeypatch
         panels = grid["panelBankSectionConfig"]["panels"]
         configs = [panel["config"] for panel in panels]
         assert [config["metrics"] for config in configs] == [[metric] for metric in metrics]
-        steps = [metric.startswith("training_step/") for metric in metrics]
+        steps = [metric.startswith(("training_step/", "correction/")) for metric in metrics]
         assert [config["xAxis"] for config in configs] == [
             "training_step/global_step" if is_step else "rollouts/batch_step" for is_step in steps
         ]

@@ -17,6 +17,8 @@ FINE = {
     "rollouts/logprob_mismatch_mean": 1e-6,
     "rewards/correctness_rate": 0.4,
     "training_step/clip_fraction": 0.01,
+    "correction/effective_sample_size": 0.99,
+    "correction/weight_mean": 0.99,
     "training_epoch/grad_norm_max": 0.5,
     "training/invalid_loss_count": 0.0,
 }
@@ -36,6 +38,9 @@ def holds(rule: str, *batches: dict[str, float]) -> bool:
         ("much_truncated", "rollouts/truncated_fraction", 0.51, 0.5),
         ("much_clipped", "training_step/clip_fraction", 0.31, 0.3),
         ("mismatch_high", "rollouts/logprob_mismatch_mean", 0.11, 0.1),
+        ("weights_running_away", "correction/effective_sample_size", 0.49, 0.5),
+        ("weights_running_away", "correction/weight_mean", 0.49, 0.5),
+        ("weights_running_away", "correction/weight_mean", 2.01, 2.0),
     ],
 )
 def test_a_threshold_that_is_crossed_three_times_in_a_row(rule, metric, bad, good):
@@ -116,6 +121,21 @@ def test_steps_that_are_not_finite_are_those_since_the_batch_before():
     reason = BY_NAME["step_not_finite"].reason(counts)
     assert reason is not None
     assert reason.startswith("2 optimizer steps")
+
+
+def test_what_is_logged_of_optimizer_steps_counts_as_its_mean_over_the_batch():
+    """0.2 and 0.78 are 0.49 on average."""
+    health, alarms = Health(), []
+    for _ in range(3):
+        for size in (0.2, 0.78):
+            health.add({"correction/effective_sample_size": size, "correction/weight_mean": 1.0})
+        health.add({"rollouts/returns_mean": 0.4})
+        alarms += health.end_batch()
+    (alarm,) = alarms
+    assert str(alarm) == (
+        "the weights of the correction make the tokens worth 49% of as many; "
+        "use --dtype float32, or --correction token_truncated"
+    )
 
 
 def follow(health: Health, values: list[float]) -> list[list[str]]:

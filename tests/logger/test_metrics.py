@@ -301,6 +301,36 @@ def test_step_sums_weight_micro_batches_by_their_tokens():
     assert (sums.tokens, sums.positions) == (10, 6)
 
 
+def test_weights_of_a_correction_are_those_of_sampled_tokens_however_they_are_split():
+    """By hand: 0, 1.5, 0.5 and 2, of 4 tokens; 4^2 / 6.5 = 2.4615 of them."""
+    first, second = StepSums(), StepSums()
+    for sums, mask, weights in (
+        (first, [[True, True], [True, False]], [[0.0, 1.5], [0.5, math.nan]]),
+        (second, [[False, True]], [[0.0, 2.0]]),
+    ):
+        batch = make_batch(mask)
+        sums.add(torch.tensor(0.0), batch, torch.ones(batch.sampled.shape))
+        sums.add_weights(torch.tensor(weights), batch.sampled)
+    without_tokens = StepSums()
+    without_tokens.add_weights(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool))
+    metrics = StepSums.merged([first, second.cpu(), without_tokens]).metrics()
+    assert {name: value for name, value in metrics.items() if "correction" in name} == {
+        "correction/weight_mean": 1.0,
+        "correction/weight_max": 2.0,
+        "correction/dropped_fraction": 0.25,
+        "correction/effective_sample_size": pytest.approx(16 / 6.5 / 4),
+    }
+
+
+def test_where_everything_is_dropped_nothing_is_effective():
+    sums, batch = StepSums(), make_batch([[True, True]])
+    sums.add(torch.tensor(0.0), batch, torch.ones(1, 2))
+    sums.add_weights(torch.zeros(1, 2), batch.sampled)
+    metrics = sums.metrics()
+    assert metrics["correction/effective_sample_size"] == 0
+    assert metrics["correction/dropped_fraction"] == 1
+
+
 def test_a_step_without_a_sampled_token_has_a_loss_and_no_token_means():
     sums = StepSums()
     sums.add(torch.tensor(0.0), make_batch([[False]]), torch.ones(1, 1), kl=torch.ones(1, 1))

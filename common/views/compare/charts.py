@@ -18,7 +18,12 @@ SECTIONS = {
         "training_step/clip_fraction",
         "rollouts/logprob_mismatch_mean",
     ),
-    "Learning": ("training_step/loss", "training_step/grad_norm", "training_step/learning_rate"),
+    "Learning": (
+        "training_step/loss",
+        "training_step/grad_norm",
+        "training_step/learning_rate",
+        "correction/effective_sample_size",
+    ),
     "Length": ("rollouts/completion_tokens_mean", "rollouts/truncated_fraction"),
     "Cost": ("time/step_s", "perf/rollout_tokens_per_s", "perf/train_tokens_per_s"),
 }
