@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from common.algo.aggregation import masked_mean
+from common.algo.correction import CORRECTIONS
 from common.algo.objective import Objective
 from tests.algo.test_advantages import batch_of
 from tests.trl_namespace import Inputs, make_inputs, trl_loss, trl_scored
@@ -141,6 +144,69 @@ def test_the_entropy_bonus_differs_where_the_loss_is_no_mean_over_tokens(inputs,
     torch.testing.assert_close(
         slopes * (1 if same else mean_length / lengths), entropy.grad, rtol=1e-11, atol=1e-14
     )
+
+
+# A correction of ours with bounds of TRL's, and what TRL calls it. The sampler is 0.4 nats off.
+CORRECTED = {
+    "token_truncated": ({"cap": 1.5}, "token_truncate", None, 1.5),
+    "token_masked": ({"low": 0.5, "high": 1.5}, "token_mask", 0.5, 1.5),
+    "sequence_truncated": ({"cap": 1.5}, "sequence_truncate", None, 1.5),
+    "sequence_masked": ({"low": 0.5, "high": 3.0}, "sequence_mask", 0.5, 3.0),
+}
+
+
+def trl_weights(inputs: Inputs, mode: str, low: float | None, high: float | None) -> Tensor:
+    settings = {
+        "vllm_importance_sampling_mode": mode,
+        "vllm_importance_sampling_clip_min": low,
+        "vllm_importance_sampling_clip_max": high,
+    }
+    scores = torch.zeros(len(inputs.mask), 1, dtype=torch.float64)
+    return trl_scored(inputs, scores, group_size=2, **settings)["importance_sampling_ratio"]
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+@pytest.mark.parametrize("row", ["grpo", "dapo"])
+@pytest.mark.parametrize("name", CORRECTED)
+def test_the_same_correction_gives_the_same_loss_and_gradient(name, row, kl_weight):
+    """What is dropped stays in the denominators of both, and the KL penalty is not weighed."""
+    bounds, mode, low, high = CORRECTED[name]
+    inputs = make_inputs(sampler_spread=0.4)
+    weights = trl_weights(inputs, mode, low, high)
+    exact = trl_weights(inputs, mode, None, math.inf)
+    assert not torch.equal(weights, exact)
+    correction = partial(CORRECTIONS[name], **bounds)
+    settings, _ = SAME[row]
+    assert_the_same(
+        ours(replace(VARIANTS[row], correction=correction), inputs, kl_weight),
+        trl_loss(inputs, weights=weights, beta=kl_weight, **settings),
+    )
+
+
+def test_off_policy_sequence_masking_is_the_same():
+    """The second sequence is worse than others and less likely by now than when it was sampled."""
+    inputs = make_inputs(sampler_spread=0.4)
+    correction = partial(CORRECTIONS["opsm"], cap=0.65)
+    kept = correction(inputs.tokens(inputs.log_probs))[:, 0]
+    assert kept.tolist() == [1, 0, 1, 1, 1, 1]
+    found = ours(replace(VARIANTS["grpo"], correction=correction), inputs)
+    assert_the_same(found, trl_loss(inputs, off_policy_mask_threshold=0.65))
+
+
+def test_products_over_answers_shrink_with_their_length_and_geometric_means_do_not():
+    """TRL's default weighs, or drops, an answer by the product of its weights. Here the sampler is
+    0.1 nats off at each of 400 tokens, and the weights of tokens have the mean 1; so have products,
+    but nearly all of it lies with answers too rare to be met. That of most is near exp(-2)."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.1 * torch.randn(100, 400, generator=generator, dtype=torch.float64)
+    sampler = torch.full_like(noise, -1.5)
+    old = sampler + noise - 0.1**2 / 2
+    inputs = replace(make_inputs(), old=old, sampler=sampler, mask=sampler < 0)
+    products = trl_weights(inputs, "sequence_truncate", None, math.inf)
+    assert products.median().item() == pytest.approx(0.097, abs=1e-3)
+    assert products.mean().item() == pytest.approx(0.605, abs=1e-3)
+    geometric = masked_mean(old - sampler, inputs.mask).exp()
+    assert geometric.median().item() == pytest.approx(0.995, abs=1e-3)
 
 
 # Rewards of three groups of two by two functions; the second does not care about the last group.
