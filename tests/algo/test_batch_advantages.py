@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,6 +29,8 @@ from common.algo.batch_advantages import (
     reward_to_go,
 )
 from tests.algo.test_advantages import batch_of
+from tests.slow_advantages import Compared
+from tests.variants import VARIANTS, slow_advantages
 
 NAN = math.nan
 GRPO = partial(within_groups, advantages=group_advantages)
@@ -52,6 +55,73 @@ def scored(
     rest = iter(torch.stack(parts).sum(dim=0).tolist())
     rewards = [[next(rest) for _ in range(size)] for size in sizes]
     return replace(batch_of(rewards), scores=values, weights=weights)
+
+
+@st.composite
+def compared(draw) -> Compared:
+    """Up to three groups with three scores, of which one is only logged, some do not apply and many
+    are level; tokens with gaps, and penalties at some."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    sizes = draw(st.lists(st.integers(2, 5), min_size=1, max_size=3))
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    weights = {"right": 1.0, "style": draw(st.sampled_from([-0.5, 0.25, 3.0]))}
+    values = {name: rng.integers(-1, 3, len(groups)) / 2 for name in (*weights, "logged")}
+    applies = rng.random(len(groups)) < draw(st.sampled_from([0.3, 1.0]))
+    if draw(st.booleans()):
+        values = {name: row * (groups != 0) for name, row in values.items()}
+    scores = {name: [float(value) for value in row] for name, row in values.items()}
+    scores["style"] = [
+        value if known else None for value, known in zip(scores["style"], applies, strict=True)
+    ]
+    mask = rng.random((len(groups), 4)) < draw(st.sampled_from([0.0, 0.6, 1.0]))
+    penalties = np.round(rng.normal(0, 0.3, mask.shape), 3) * mask
+    parts = [[weights[name] * (value or 0.0) for value in scores[name]] for name in weights]
+    return Compared(
+        rewards=[math.fsum(values) for values in zip(*parts, strict=True)],
+        groups=groups.tolist(),
+        scores=scores,
+        weights=weights,
+        mask=mask.astype(int).tolist(),
+        penalties=penalties.tolist() if draw(st.booleans()) else (),
+    )
+
+
+def as_tensors(given: Compared) -> ComparedBatch:
+    mask = torch.tensor(given.mask, dtype=torch.bool)
+    scores = {
+        name: torch.tensor([NAN if one is None else one for one in row], dtype=torch.float64)
+        for name, row in given.scores.items()
+    }
+    return ComparedBatch(
+        torch.tensor(given.rewards, dtype=torch.float64),
+        scores,
+        torch.tensor(given.groups),
+        torch.where(mask, 0, -1),
+        None,
+        mask,
+        penalties=torch.tensor(given.penalties, dtype=torch.float64) if given.penalties else None,
+        weights=given.weights,
+    )
+
+
+# A row for each way to compare.
+COMPARING = {row.describe()["advantages"]: name for name, row in VARIANTS.items()}
+
+
+@pytest.mark.parametrize("name", COMPARING.values())
+@settings(deadline=None)
+@given(given=compared())
+def test_every_row_compares_as_its_slow_loop(name, given):
+    advantages = VARIANTS[name].advantages
+    try:
+        expected = slow_advantages(name, given)
+    except ValueError:
+        with pytest.raises(ValueError, match="penalties"):
+            advantages(as_tensors(given))
+        return
+    found = advantages(as_tensors(given))
+    np.testing.assert_allclose(found.numpy(), np.array(expected), rtol=1e-9, atol=1e-9)
+    assert ((found == 0) == (torch.tensor(expected) == 0)).all()
 
 
 def test_in_deviations_of_the_batch_a_group_keeps_its_spread():

@@ -30,14 +30,16 @@ from tests.distributed.launching import (
 )
 from tests.distributed.worker import (
     DTYPES,
+    ENTROPY_WEIGHT,
     KL_WEIGHT,
     LEARNING_RATE,
     OBJECTIVES,
     SPLITS,
     buffer,
+    make_policy,
     use_float64,
 )
-from tests.helpers import random_model, read_rows, train_here
+from tests.helpers import read_rows, train_here
 from tests.variants import VARIANTS, token_losses
 
 pytestmark = pytest.mark.slow
@@ -49,7 +51,8 @@ QUIET = ("--no-wandb", "--no-tensorboard")
 
 
 def flags_of(name: str, steps: int) -> tuple[str, ...]:
-    return (*SMALL, "--run-name", name, "--max-steps", str(steps))
+    of_entropy = ("--entropy-weight", "0.01", "--top-entropy", "0.5")
+    return (*SMALL, *of_entropy, "--run-name", name, "--max-steps", str(steps))
 
 
 def long_flags(root: Path, name: str = "r") -> tuple[str, ...]:
@@ -109,12 +112,13 @@ def loss_of(model: TokenLogProbs, objective: Objective, dtype: torch.dtype) -> t
     batch = ExperienceBatch.collate(everything, torch.device("cpu"))
     assert batch.log_probs_ref is not None
     assert batch.advantages is not None
-    log_probs, _ = model(batch.token_ids, batch.attention_mask, batch.sampled)
+    log_probs, entropy = model(batch.token_ids, batch.attention_mask, batch.sampled)
     per_token = token_losses(
         objective, log_probs, batch.log_probs_old, batch.advantages, batch.sampled
     )
     kl = kl_divergence_k3(log_probs, batch.log_probs_ref, batch.sampled)
-    return objective.aggregate(per_token + KL_WEIGHT * kl, batch.sampled, totals_of(everything))
+    per_token = per_token + KL_WEIGHT * kl - ENTROPY_WEIGHT * entropy
+    return objective.aggregate(per_token, batch.sampled, totals_of(everything))
 
 
 def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
@@ -126,7 +130,7 @@ def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_ranks_make_the_gradient_of_one(of_two_ranks, dtype, name, split, way):
-    model = TokenLogProbs(random_model(DTYPES[dtype]), temperature=1.0)
+    model = make_policy(DTYPES[dtype])
     loss = loss_of(model, VARIANTS[name], DTYPES[dtype])
     loss.backward()
     expected = flat_gradient(model)
@@ -139,7 +143,7 @@ def test_two_ranks_make_the_gradient_of_one(of_two_ranks, dtype, name, split, wa
 
 
 def test_after_five_steps_in_float64_the_weights_are_those_of_one_process(of_two_ranks):
-    model = TokenLogProbs(random_model(torch.float64), temperature=1.0)
+    model = make_policy(torch.float64)
     start = torch.cat([p.detach().flatten() for p in model.parameters()])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     for _ in range(5):

@@ -48,7 +48,7 @@ SPLITS = {
     "other micro-batches": (range(6, 13), (2, 5)),
 }
 LEARNING_RATE = 1e-3
-KL_WEIGHT = 0.1
+KL_WEIGHT, ENTROPY_WEIGHT = 0.1, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,10 @@ def buffer(dtype: torch.dtype) -> list[Experience]:
     return random_experiences(13, dtype=dtype)
 
 
+def make_policy(dtype: torch.dtype) -> TokenLogProbs:
+    return TokenLogProbs(random_model(dtype), temperature=1.0, learns_entropy=True)
+
+
 def make_learner(
     model: TokenLogProbs, ranks: Ranks, micro_batch_size: int, extras: Extras | None = None
 ) -> Learner:
@@ -106,8 +110,9 @@ def accumulate(
         assert tokens.log_probs_ref is not None
         kl = kl_divergence_k3(log_probs, tokens.log_probs_ref, tokens.mask)
         kl_loss = KL_WEIGHT * objective.aggregate(kl, tokens.mask, batch.totals)
-        (scale * (policy_loss + kl_loss)).backward()
-        batch.record(micro, log_ratio, policy_loss, kl_loss, entropy, clipped, kl)
+        bonus = ENTROPY_WEIGHT * objective.aggregate(entropy, tokens.mask, batch.totals)
+        (scale * (policy_loss + kl_loss - bonus)).backward()
+        batch.record(micro, log_ratio, policy_loss, kl_loss, entropy, clipped, kl, bonus=bonus)
 
 
 def gradients() -> None:
@@ -121,7 +126,7 @@ def gradients() -> None:
     # Of nothing, so that steps which count the loss leave the weights as they are.
     idle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     for dtype_name, dtype in DTYPES.items():
-        model = TokenLogProbs(random_model(dtype), temperature=1.0)
+        model = make_policy(dtype)
         wrapped = accelerator.prepare(model)
         for split, (ranks.second, sizes) in SPLITS.items():
             learner = make_learner(model, ranks, sizes[ranks.index])
@@ -139,7 +144,7 @@ def gradients() -> None:
                     results[key] = gradient
                     loss = learner.steps[-1].metrics()["training_step/loss"]
                     results[f"{key}/loss"] = torch.tensor(loss, dtype=torch.float64)
-    model = TokenLogProbs(random_model(torch.float64), temperature=1.0)
+    model = make_policy(torch.float64)
     ranks.second = range(9, 13)
     learner = make_learner(model, ranks, 4)
     for _ in range(5):
