@@ -69,6 +69,7 @@ def compared(draw) -> Compared:
     applies = rng.random(len(groups)) < draw(st.sampled_from([0.3, 1.0]))
     if draw(st.booleans()):
         values = {name: row * (groups != 0) for name, row in values.items()}
+    scores: dict[str, list[float | None]]
     scores = {name: [float(value) for value in row] for name, row in values.items()}
     scores["style"] = [
         value if known else None for value, known in zip(scores["style"], applies, strict=True)
@@ -121,7 +122,6 @@ def test_every_row_compares_as_its_slow_loop(name, given):
         return
     found = advantages(as_tensors(given))
     np.testing.assert_allclose(found.numpy(), np.array(expected), rtol=1e-9, atol=1e-9)
-    assert ((found == 0) == (torch.tensor(expected) == 0)).all()
 
 
 def test_in_deviations_of_the_batch_a_group_keeps_its_spread():
