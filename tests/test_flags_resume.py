@@ -61,6 +61,8 @@ OTHERS = """
 --group-size 4
 --histogram-interval 6
 --keep-checkpoints 1
+--kl-estimator k1
+--kl-in reward
 --kl-weight 0.5
 --load-in-4bit
 --log-artifacts
@@ -126,7 +128,12 @@ def name_of(line: str) -> str:
 
 LINES = {name_of(line): shlex.split(line) for line in OTHERS.strip().splitlines()}
 # What a flag is refused without, and one that is refused beside another line.
-NEEDED = {"load_in_4bit": {"lora_rank": 8}, "correct_threshold": {"correct": "rewards:right"}}
+NEEDED = {
+    "load_in_4bit": {"lora_rank": 8},
+    "correct_threshold": {"correct": "rewards:right"},
+    "kl_in": {"kl_estimator": "k1", "kl_weight": 0.5},
+    "kl_estimator": {"kl_in": "reward", "kl_weight": 0.5},
+}
 REFUSED_BESIDE_OTHERS = "log_artifacts"
 
 

@@ -65,6 +65,15 @@ def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:
         (["--train-batch-size", "0"], ["--train-batch-size 0", "at least 1"]),
         (["--warmup-fraction", "2"], ["--warmup-fraction 2", "from 0 to 1"]),
         (["--kl-weight", "-0.1"], ["--kl-weight -0.1", "0 or more"]),
+        (
+            ["--kl-estimator", "k1"],
+            ["--kl-estimator k1: in the loss", "gradient is zero", "use k2"],
+        ),
+        (
+            ["--kl-in", "reward", "--kl-estimator", "k3"],
+            ["--kl-estimator k3: in the reward", "biased", "use k1"],
+        ),
+        (["--kl-in", "reward", "--kl-weight", "0"], ["--kl-in reward", "give --kl-weight 0.01"]),
         (["--clip-eps", "1"], ["--clip-eps 1", "below 1"]),
         (["--dtype", "float16"], ["--dtype float16", "bfloat16"]),
         (

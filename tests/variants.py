@@ -308,8 +308,32 @@ def slow_advantages(name: str, compared: Compared) -> Advantages:
     return ESTIMATORS[parameters.estimator](compared, settings)
 
 
+def slow_k1(log_prob: float, log_prob_ref: float, largest: float) -> float:
+    """Estimate of a token, of either sign and at most `largest`; it has no slope in the reward."""
+    return max(-largest, min(largest, log_prob - log_prob_ref))
+
+
+def slow_k2(log_prob: float, log_prob_ref: float, largest: float) -> tuple[float, float]:
+    """Estimate of a token, and its slope in the policy's log-prob."""
+    shift = log_prob - log_prob_ref
+    return (shift**2 / 2, shift) if abs(shift) <= largest else (largest**2 / 2, 0.0)
+
+
 def slow_k3(log_prob: float, log_prob_ref: float, bound: float) -> tuple[float, float]:
     """Estimate of a token, and its slope in the policy's log-prob."""
     difference = log_prob_ref - log_prob
     estimate = math.expm1(difference) - difference
     return (estimate, -math.expm1(difference)) if estimate <= bound else (bound, 0.0)
+
+
+def slow_k3_weighted(
+    log_prob: float,
+    log_prob_ref: float,
+    log_prob_sampler: float,
+    bounds: Mapping[str, float],
+) -> tuple[float, float]:
+    """Estimate of a token, and its slope: the derivative of policy / sampler times k3."""
+    weight = min(math.exp(log_prob - log_prob_sampler), bounds["largest_weight"])
+    estimate, _ = slow_k3(log_prob, log_prob_ref, bounds["bound"])
+    _, shift = slow_k2(log_prob, log_prob_ref, bounds["largest_log_ratio"])
+    return weight * estimate, weight * shift

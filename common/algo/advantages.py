@@ -10,7 +10,7 @@ is not 17.3 in floating point. Fewer than two rewards have no baseline and raise
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -63,6 +63,19 @@ def within_groups(
 ) -> Float[Tensor, " batch"]:
     """One advantage per rollout, from the returns of its own group alone."""
     return torch.cat([advantages(returns) for returns in batch.by_group(batch.returns)])
+
+
+def with_kl_in_reward(
+    batch: ComparedBatch, *, advantages: Callable[[ComparedBatch], Tensor], kl_weight: float
+) -> Tensor:
+    """The advantages of rewards from which the KL of each token has been taken.
+
+    It is k1 between the policy that sampled and its reference, times `kl_weight`: a number without
+    gradient, so that the policy gradient is that of E[reward] - kl_weight * KL(policy || reference)
+    of whole completions. For k2 and k3 it would lack their own gradient (arXiv 2512.21852).
+    """
+    assert batch.kl is not None
+    return advantages(replace(batch, penalties=kl_weight * batch.kl))
 
 
 # Keeps a group whose rewards differ by rounding alone from being blown up to unit variance.

@@ -54,7 +54,8 @@ class Objective:
     policy that learns; 0 drops a token, which stays in the denominators. None takes sampler and
     policy for the same."""
     kl_penalty: Callable[[TokenBatch], Tensor] = k3_penalty
-    """From tokens to the penalty of each for leaving the reference (`common.algo.kl`)."""
+    """From tokens to the penalty of each for leaving the reference (`common.algo.kl`). Where a row
+    has none of its own, it is the one of `--kl-estimator`."""
     uses_sampler: bool = False
     """Whether the surrogate itself looks at the sampler's log-probs, and takes no correction."""
     extras: Extras = field(default_factory=Extras)

@@ -12,6 +12,7 @@ from common.algo.objective import Objective
 from common.algo.variants import VARIANTS
 from common.errors import UserError
 from common.flags.correction_flag import with_correction
+from common.flags.kl_flags import with_kl
 from common.own_code import code_of_the_user, import_function, names_own_code
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def load_objective(config: TrainConfig, *, use_bfloat16: bool) -> Objective:
             f"--objective {config.objective}: returned a {type(objective).__name__}; return an "
             "Objective (common.algo.objective)"
         )
+    objective = with_kl(objective, config)
     objective = _with_top_entropy(objective, config)
     return with_correction(objective, config, use_bfloat16=use_bfloat16)
 

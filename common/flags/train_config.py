@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.flags.correction_flag import parse_range
 from common.flags.markers import CONTENT, FREE, OWN_CODE, ROUNDING
 from common.flags.objective_flag import find_row
-from common.flags.spelling import as_given
+from common.flags.spelling import as_given, flag_name
 from common.models.load import ModelOptions
 from common.rollout.template_args import parse_template_args
 from common.tasks.math_tasks import DATA_FILE
@@ -63,6 +63,18 @@ class ByObjective(OpenDefault):
         return f"the objective's own, else {_shown(self.otherwise)}"
 
 
+@dataclass(frozen=True)
+class ByFlag(OpenDefault):
+    """A value for each value of another flag."""
+
+    flag: str
+    values: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        given = self.values.items()
+        return ", ".join(f"{ours} with {flag_name(self.flag)} {other}" for other, ours in given)
+
+
 def _shown(value: object) -> str:
     return "none" if value in (None, "") else str(value)
 
@@ -75,6 +87,11 @@ def by_model(*, bundled: Any, other: Any, lora: Any = None) -> Any:
 def by_objective(otherwise: Any) -> Any:
     """A default for a field of any type."""
     return ByObjective(otherwise)
+
+
+def by_flag(flag: str, **values: Any) -> Any:
+    """A default for a field of any type."""
+    return ByFlag(flag, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +217,15 @@ class ObjectiveFlags:
     reference."""
     monitor_kl: bool = False
     """Load the reference and log the KL even if its weight is 0."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the KL is a penalty: in the loss of each token, under the tokens before it, or in the
+    reward of the completion, as a number."""
+    kl_estimator: Literal["k1", "k2", "k3", "k3_weighted"] = by_flag(
+        "kl_in", loss="k3", reward="k1"
+    )
+    """What is descended. In the loss: k3 (on policy KL(reference || policy)), k2 (on policy
+    KL(policy || reference)) or k3_weighted (the same whatever sampled). In the reward: k1. The KL
+    that is logged is the same for all."""
     entropy_weight: float = 0.0
     """Weight of the policy's entropy, in nats per token, as a bonus in the loss."""
     top_entropy: float = 1.0
@@ -363,6 +389,7 @@ class TrainConfig(
         for name in ("kl_weight", "entropy_weight", "overlong_buffer"):
             check(name, lambda value: 0 <= value < math.inf, "0 or more")
         check("overlong_buffer", lambda value: value <= 1, "at most 1")
+        self._check_kl()
         check("top_entropy", lambda value: 0 < value <= 1, "above 0 and at most 1")
         check("clip_eps", lambda value: 0 < value < 1, "above 0 and below 1")
         check("clip_eps_high", lambda value: 0 < value < math.inf, "above 0")
@@ -410,6 +437,25 @@ class TrainConfig(
         check("reasoning_tag", lambda tag: re.fullmatch(r"\w+", tag), "one word, without brackets")
         allowed = r"[^/\\#?%:]{1,128}"
         check("wandb_project", lambda name: re.fullmatch(allowed, name), r"without / \ # ? % :")
+
+    def _check_kl(self) -> None:
+        if self.kl_in == "reward" and not self.kl_weight:
+            raise UserError(
+                "--kl-in reward: a --kl-weight of 0 takes nothing from it; give --kl-weight 0.01"
+            )
+        estimator = self.kl_estimator
+        if isinstance(estimator, OpenDefault):
+            return
+        if self.kl_in == "loss" and estimator == "k1":
+            raise UserError(
+                "--kl-estimator k1: in the loss its expected gradient is zero; use k2, k3 or "
+                "k3_weighted, or --kl-in reward"
+            )
+        if self.kl_in == "reward" and estimator != "k1":
+            raise UserError(
+                f"--kl-estimator {estimator}: in the reward, which has no gradient of its own, it "
+                "is biased; use k1 there, or --kl-in loss"
+            )
 
     def model_options(self, device: torch.device) -> ModelOptions:
         return ModelOptions(
@@ -473,6 +519,8 @@ def resolve_defaults(config: ConfigType, *, bundled: bool) -> ConfigType:
                 values[field.name] = default.value(bundled=bundled, lora=config.lora_rank > 0)
             case ByObjective(otherwise):
                 values[field.name] = of_row.get(field.name, otherwise)
+            case ByFlag(flag, of_flag):
+                values[field.name] = of_flag[getattr(config, flag)]
     if values.get("system_prompt"):
         values["system_prompt"] = values["system_prompt"].format(tag=config.reasoning_tag)
     if bundled and config.data_path is None:

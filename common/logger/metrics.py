@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
-from common.algo.aggregation import Aggregate
-from common.algo.kl import MAX_K3, kl_divergence_k3
+from common.algo.kl import MAX_K3, no_penalty
+from common.algo.objective import Objective
 from common.logger.media import Table
 from common.replay_buffer import Experience, ExperienceBatch, totals_of
 from common.rewards.answers import is_tagged
@@ -157,29 +157,29 @@ def _sampled_tokens(experiences: Sequence[Experience], name: str) -> np.ndarray:
 
 
 def kl_gradient_share(
-    experiences: Sequence[Experience], kl_weight: float, aggregate: Aggregate
+    experiences: Sequence[Experience], kl_weight: float, objective: Objective
 ) -> Metrics:
     """How much of the gradient is the KL penalty's, at the first update from a batch.
 
     Of the squared slopes of the loss along the log-probs of all sampled tokens. At a ratio of 1
-    those of the policy's loss are the advantages, as `aggregate` weighs them. Absent without a
-    penalty.
+    those of the policy's loss are the advantages, as the objective aggregates them. Absent without
+    a penalty in the loss.
     """
-    if not kl_weight or not experiences:
+    if not kl_weight or not experiences or objective.kl_penalty is no_penalty:
         return {}
     batch = ExperienceBatch.collate(experiences, torch.device("cpu"))
     if batch.log_probs_ref is None or batch.advantages is None:
         return {}
     log_probs = batch.log_probs_old.double().requires_grad_()
-    reference, totals = batch.log_probs_ref.double(), totals_of(experiences)
-    kl = kl_divergence_k3(log_probs, reference, batch.sampled)
+    tokens = batch.tokens(log_probs, totals_of(experiences))
 
     def squared_slopes(per_token: Tensor) -> float:
-        (slopes,) = torch.autograd.grad(aggregate(per_token, batch.sampled, totals), log_probs)
+        loss = objective.aggregate(per_token, tokens.mask, tokens.totals)
+        (slopes,) = torch.autograd.grad(loss, log_probs)
         return float(slopes.square().sum())
 
-    of_penalty = squared_slopes(kl_weight * kl)
-    of_policy = squared_slopes(batch.advantages * log_probs)
+    of_penalty = squared_slopes(kl_weight * objective.kl_penalty(tokens))
+    of_policy = squared_slopes(tokens.advantages * log_probs)
     both = of_penalty + of_policy
     return {"rollouts/kl_gradient_share": of_penalty / both} if both else {}
 
@@ -558,7 +558,7 @@ def batch_metrics(
     steps: Sequence[StepSums],
     seconds: Mapping[str, float],
     kl_weight: float,
-    aggregate: Aggregate,
+    objective: Objective,
 ) -> Metrics:
     """What is plotted over rollout batches, but for what a run remembers: the batch and its cost.
 
@@ -566,7 +566,7 @@ def batch_metrics(
     """
     metrics = {
         **rollout_metrics(groups, experiences),
-        **kl_gradient_share(experiences, kl_weight, aggregate),
+        **kl_gradient_share(experiences, kl_weight, objective),
         **preference_metrics(experiences),
         **system_metrics(len(experiences)),
     }

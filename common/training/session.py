@@ -242,7 +242,7 @@ class Session:
             self.learner.steps,
             self.timer.seconds,
             self.config.kl_weight,
-            self.objective.aggregate,
+            self.objective,
         )
         metrics |= self.statistics.add_batch(drawn)
         if self.config.dynamic_sampling > 1:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.algo.aggregation import sequence_mean, token_mean
+from common.algo.kl import k2_penalty, k3_weighted_penalty, no_penalty
 from common.logger.metrics import (
     RunStatistics,
     StepSums,
@@ -24,6 +24,10 @@ from common.rewards.outcome import Failure
 from common.rewards.transcript import Transcript
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
 from common.tasks.task import Task
+from tests.variants import VARIANTS
+
+DAPO, GRPO = VARIANTS["dapo"], VARIANTS["grpo"]
+"""One takes the mean over tokens, one over sequences."""
 
 
 def make_rollout(
@@ -94,7 +98,7 @@ def test_of_more_groups_than_are_learned_from_those_that_are_kept_have_metrics_o
 def test_the_speed_of_sampling_counts_what_a_tool_broke_off_and_what_is_not_learned_from():
     broken = replace(GROUPS[1], rollouts=[], errored=GROUPS[1].rollouts)
     metrics = batch_metrics(
-        [GROUPS[0], broken], [], [], {"rollout": 2.0}, kl_weight=0.0, aggregate=token_mean
+        [GROUPS[0], broken], [], [], {"rollout": 2.0}, kl_weight=0.0, objective=DAPO
     )
     assert metrics["perf/rollout_tokens_per_s"] == (4 + 8 + 2 + 3) / 2
 
@@ -153,23 +157,33 @@ def test_the_share_of_the_kl_penalty_in_the_gradient():
     """k3 has the slope 1 - ref / policy: 1 - 9 and 0 here, times 0.5; the policy has 3 and 3. What
     is beyond the bound has none."""
     experiences = [make_experience(3.0, [-4.0, -2.0], [-4.0 + math.log(9), -2.0])]
-    share = kl_gradient_share(experiences, 0.5, token_mean)
+    share = kl_gradient_share(experiences, 0.5, DAPO)
     assert share == {"rollouts/kl_gradient_share": pytest.approx(16 / (16 + 18), rel=1e-5)}
     beyond = [make_experience(3.0, [-12.0, -2.0], [-0.5, -2.0])]
-    assert kl_gradient_share(beyond, 0.5, token_mean) == {"rollouts/kl_gradient_share": 0.0}
-    assert kl_gradient_share(experiences, 0.0, token_mean) == {}
-    assert kl_gradient_share([make_experience(3.0, [-4.0, -2.0], None)], 0.5, token_mean) == {}
+    assert kl_gradient_share(beyond, 0.5, DAPO) == {"rollouts/kl_gradient_share": 0.0}
+    assert kl_gradient_share(experiences, 0.0, DAPO) == {}
+    assert kl_gradient_share([make_experience(3.0, [-4.0, -2.0], None)], 0.5, DAPO) == {}
     without_signal = [make_experience(0.0, [-4.0, -2.0], [-4.0 + math.log(9), -2.0])]
-    assert kl_gradient_share(without_signal, 0.5, token_mean) == {"rollouts/kl_gradient_share": 1.0}
+    assert kl_gradient_share(without_signal, 0.5, DAPO) == {"rollouts/kl_gradient_share": 1.0}
     # A token of a short completion counts more.
     short = replace(without_signal[0], sampled=torch.tensor([False, True, False]))
-    both = kl_gradient_share(
-        [short, make_experience(3.0, [-1.0, -1.0], [-1.0, -1.0])], 0.5, sequence_mean
-    )
+    both = kl_gradient_share([short, make_experience(3.0, [-1.0, -1.0], [-1.0, -1.0])], 0.5, GRPO)
     squares = (4 / 2) ** 2, 2 * (3 / 2 / 2) ** 2
     assert both["rollouts/kl_gradient_share"] == pytest.approx(squares[0] / sum(squares), rel=1e-5)
     unmoved = [make_experience(0.0, [-4.0, -2.0], [-4.0, -2.0])]
-    assert kl_gradient_share(unmoved, 0.5, token_mean) == {}
+    assert kl_gradient_share(unmoved, 0.5, DAPO) == {}
+
+
+def test_the_share_is_that_of_the_penalty_that_is_descended():
+    """k2 has the slope log(policy / ref): -2 and 0 here, times 0.5, and under weights of
+    policy / sampler of 3 three times that; the policy has 3 and 3."""
+    given = [-4.0, -2.0], [-2.0, -2.0], [-4.0 - math.log(3), -2.0]
+    experiences = [make_experience(3.0, *given)]
+    for penalty, squares in ((k2_penalty, 1), (k3_weighted_penalty, 9)):
+        share = kl_gradient_share(experiences, 0.5, replace(DAPO, kl_penalty=penalty))
+        expected = pytest.approx(squares / (squares + 18), rel=1e-5)
+        assert share == {"rollouts/kl_gradient_share": expected}
+    assert kl_gradient_share(experiences, 0.5, replace(DAPO, kl_penalty=no_penalty)) == {}
 
 
 def test_preference_metrics_are_sums_over_completions_by_sign_of_the_advantage():
@@ -362,7 +376,7 @@ def test_the_speed_of_learning_counts_sampled_tokens_with_a_loss():
     steps[0].add(torch.tensor(0.0), make_batch([[True, True]]), torch.ones(1, 2))
     steps[1].add(torch.tensor(0.0), make_batch([[True, False], [False, False]]), torch.ones(2, 2))
     seconds = {"train": 0.5}
-    metrics = batch_metrics(GROUPS, [], steps, seconds, kl_weight=0.0, aggregate=token_mean)
+    metrics = batch_metrics(GROUPS, [], steps, seconds, kl_weight=0.0, objective=DAPO)
     assert metrics["perf/train_tokens_per_s"] == 3 / 0.5
 
 

@@ -14,13 +14,28 @@ import numpy as np
 
 from common.algo.aggregation import BatchTotals
 from tests.slow_advantages import Advantages, Compared
-from tests.variants import PARAMETERS, VARIANTS, Arrays, slow_advantages, slow_k3, slow_loss
+from tests.variants import (
+    PARAMETERS,
+    VARIANTS,
+    Arrays,
+    slow_advantages,
+    slow_k1,
+    slow_k2,
+    slow_k3,
+    slow_k3_weighted,
+    slow_loss,
+)
 
 DIRECTORY = Path(__file__).parent
 SCHEMA = 3
-KL = "kl_k3"
-# As in verl and other frameworks: a token beyond it counts as 10 nats and has no gradient.
-KL_BOUND = 10.0
+# Of each estimator of the KL. That of k3 is verl's and other frameworks': a token beyond it counts
+# as 10 nats and has no gradient.
+KL_BOUNDS: Mapping[str, dict[str, float]] = {
+    "kl_k1": {"largest_log_ratio": 40.0},
+    "kl_k2": {"largest_log_ratio": 40.0},
+    "kl_k3": {"bound": 10.0},
+    "kl_k3_weighted": {"bound": 10.0, "largest_log_ratio": 40.0, "largest_weight": 10.0},
+}
 # Relative, and absolute for what is 0 but for rounding.
 TOLERANCE = {"relative": 1e-7, "absolute": 1e-10}
 
@@ -153,6 +168,10 @@ ADVANTAGE_CASES = {
 }
 # The difference of log-probs, reference minus policy: k3 is 10 at about 2.61 and at -10.99995.
 KL_DIFFERENCES = (0.0, 1e-6, -1e-6, 0.3, -0.3, 1.0, -1.0, 2.6, -10.9, 2.7, -11.1, 12.0, -30.0)
+# Beyond the bound of k1 and k2, and on its other side.
+LARGE_KL_DIFFERENCES = (39.0, -39.0, 41.0, -41.0)
+# The logarithm of policy / sampler: on policy, about it, and on both sides of a weight of 10.
+LOG_WEIGHTS = (0.0, 0.2, -0.7, -5.0, 2.3, 2.31, 45.0)
 
 
 def vector(name: str) -> dict[str, Any]:
@@ -205,29 +224,59 @@ def _advantages_if_any(name: str, compared: Compared) -> Advantages | None:
         return None
 
 
-def kl_vector() -> dict[str, Any]:
-    """The same of the KL penalty."""
+def kl_vector(name: str) -> dict[str, Any]:
+    """The same of an estimator of the KL."""
+    bounds, weighted = KL_BOUNDS[name], name == "kl_k3_weighted"
     rng = np.random.default_rng(20250322)
-    policy = np.round(rng.normal(-14.0, 1.0, len(KL_DIFFERENCES)), 4)
-    reference = policy + np.array(KL_DIFFERENCES)
-    known = [slow_k3(float(p), float(r), KL_BOUND) for p, r in zip(policy, reference, strict=True)]
-    mask = [1] * len(known) + [0] * len(OUTSIDE)
+    large = () if name == "kl_k3" else LARGE_KL_DIFFERENCES
+    differences = np.array([*KL_DIFFERENCES, *large])
+    log_weights = np.array(LOG_WEIGHTS if weighted else [0.0])
+    shape = len(log_weights), len(differences)
+    policy = np.round(rng.normal(-14.0, 1.0, shape), 4) - np.maximum(differences - 12, 0)
+    reference = policy + differences
+    sampler = policy - log_weights[:, None]
+    given = {"log_probs": (policy, OUTSIDE), "log_probs_ref": (reference, OUTSIDE[::-1])}
+    if weighted:
+        given |= {"log_probs_sampler": (sampler, OUTSIDE), "log_probs_old": (policy - 0.1, OUTSIDE)}
+    known = [
+        [
+            _kl_of_token(name, float(p), float(r), float(s), bounds)
+            for p, r, s in zip(*rows, strict=True)
+        ]
+        for rows in zip(policy, reference, sampler, strict=True)
+    ]
+    nothing = [0.0] * len(OUTSIDE)
     return {
         "schema": SCHEMA,
-        "variant": KL,
-        "parameters": {"estimator": "k3", "bound": KL_BOUND},
+        "variant": name,
+        "parameters": {"estimator": name.removeprefix("kl_"), **bounds},
         "tolerance": TOLERANCE,
         "cases": [
             {
                 "name": "on both sides of the bound",
-                "log_probs": _numbers([[*policy, *OUTSIDE]]),
-                "log_probs_ref": _numbers([[*reference, *OUTSIDE[::-1]]]),
-                "mask": [mask],
-                "kl": [[*(value for value, _ in known), *[0.0] * len(OUTSIDE)]],
-                "gradient": [[*(slope for _, slope in known), *[0.0] * len(OUTSIDE)]],
+                **{
+                    key: _numbers([[*row, *outside] for row in rows])
+                    for key, (rows, outside) in given.items()
+                },
+                "mask": [[1] * len(differences) + [0] * len(OUTSIDE)] * len(policy),
+                "kl": [[*(value for value, _ in row), *nothing] for row in known],
+                "gradient": [[*(slope for _, slope in row), *nothing] for row in known],
             }
         ],
     }
+
+
+def _kl_of_token(
+    name: str, policy: float, reference: float, sampler: float, bounds: Mapping[str, float]
+) -> tuple[float, float]:
+    """The estimate and its slope, 0 for k1, which is taken from the reward."""
+    if name == "kl_k1":
+        return slow_k1(policy, reference, bounds["largest_log_ratio"]), 0.0
+    if name == "kl_k2":
+        return slow_k2(policy, reference, bounds["largest_log_ratio"])
+    if name == "kl_k3":
+        return slow_k3(policy, reference, bounds["bound"])
+    return slow_k3_weighted(policy, reference, sampler, bounds)
 
 
 def _numbers(rows: Any) -> list[list[float | str | None]]:
@@ -258,7 +307,7 @@ def as_text(content: Mapping[str, Any]) -> str:
 
 def all_vectors() -> dict[str, dict[str, Any]]:
     """What belongs into each file, by the name of its variant."""
-    return {name: vector(name) for name in VARIANTS} | {KL: kl_vector()}
+    return {name: vector(name) for name in VARIANTS} | {name: kl_vector(name) for name in KL_BOUNDS}
 
 
 if __name__ == "__main__":
