@@ -82,7 +82,7 @@ def test_loss_and_gradient_equal_the_slow_loop(name, arrays, other_sequences, ot
 @given(arrays=micro_batches())
 def test_equal_rewards_give_exactly_zero_whatever_their_value(name, arrays):
     objective = VARIANTS[name]
-    for value in (0.0, 17.3, -1e9):
+    for value in (0.0, 0.7, 2.3, -1e9):
         advantages = objective.advantages(batch_of([[value] * 15]))
         assert (advantages == 0).all()
     still = replace(arrays, advantages=np.zeros(len(arrays.mask)))
