@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.algo.aggregation import masked_mean
 from common.algo.correction import CORRECTIONS
+from common.algo.kl import PENALTIES
 from common.algo.objective import Objective
 from tests.algo.test_advantages import batch_of
 from tests.trl_namespace import Inputs, make_inputs, trl_loss, trl_scored
@@ -126,6 +127,28 @@ def test_k3_differs_in_its_bound(inputs):
     assert difference.count_nonzero() == 1
 
 
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo"])
+def test_the_weighted_k3_is_the_same_where_the_old_policy_is_the_sampler(inputs, name):
+    """TRL's weight is policy / old policy, ours policy / sampler; within our bounds."""
+    objective = replace(VARIANTS[name], kl_penalty=PENALTIES["k3_weighted"])
+    settings = SAME[name][0] | {"args.use_bias_correction_kl": True, "beta": 0.1}
+    assert_the_same(ours(objective, inputs, 0.1), trl_loss(inputs, **settings))
+
+
+def test_the_weighted_k3_differs_with_ratios_of_sequences():
+    """TRL weighs each token's k3 by the ratio of the loss: the geometric mean of the sequence in
+    GSPO. Ours is always that of the token, without which it is no importance weight."""
+    settings, _ = SAME["gspo"]
+    inputs = make_inputs()
+    objective = replace(VARIANTS["gspo"], kl_penalty=PENALTIES["k3_weighted"])
+    _, plain = ours(objective, inputs)
+    _, both = ours(objective, inputs, 0.1)
+    settings = settings | {"args.use_bias_correction_kl": True}
+    _, their_plain, _ = trl_loss(inputs, **settings)
+    _, their_both, _ = trl_loss(inputs, **settings, beta=0.1)
+    assert relative_error(their_both - their_plain, both - plain) == pytest.approx(0.193, abs=1e-3)
+
+
 @pytest.mark.parametrize(("name", "same"), [("dapo", True), ("grpo", False)])
 def test_the_entropy_bonus_differs_where_the_loss_is_no_mean_over_tokens(inputs, name, same):
     """TRL's bonus is the mean over tokens whatever the loss is; ours is aggregated as the loss is,
@@ -209,17 +232,31 @@ def test_products_over_answers_shrink_with_their_length_and_geometric_means_do_n
     assert geometric.median().item() == pytest.approx(0.995, abs=1e-3)
 
 
-# Rewards of three groups of two by two functions; the second does not care about the last group.
+# Rewards of three groups of two, by two functions.
 SCORES = torch.tensor(
     [[1.0, 0.25], [0.0, 0.5], [0.25, 0.75], [0.5, 0.0], [1.0, 0.5], [-1.0, 0.5]],
     dtype=torch.float64,
 )
 
 
-@pytest.mark.parametrize(("name", "scale"), [("grpo", "group"), ("dr_grpo", "none")])
-def test_advantages_that_mean_the_same_are_the_same(inputs, name, scale):
-    batch = batch_of(SCORES.sum(dim=-1).view(3, 2).tolist())
-    expected = trl_scored(inputs, SCORES, group_size=2, scale_rewards=scale)["advantages"]
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("grpo", {"scale_rewards": "group"}),
+        ("dr_grpo", {"scale_rewards": "none"}),
+        ("lite_ppo", {"scale_rewards": "batch"}),
+        ("gdpo", {"multi_objective_aggregation": "normalize_then_sum"}),
+    ],
+)
+@pytest.mark.parametrize("applies_to", [6, 3])
+def test_advantages_that_mean_the_same_are_the_same(inputs, name, settings, applies_to):
+    """Also where a reward applies to one of a group alone, and to none of another."""
+    known = SCORES.clone()
+    known[applies_to:, 1] = math.nan
+    scores = {"first": known[:, 0], "second": known[:, 1]}
+    batch = batch_of(known.nansum(dim=-1).view(3, 2).tolist(), scores)
+    batch = replace(batch, weights=dict.fromkeys(scores, 1.0))
+    expected = trl_scored(inputs, known, group_size=2, **settings)["advantages"]
     torch.testing.assert_close(VARIANTS[name].advantages(batch), expected)
 
 
