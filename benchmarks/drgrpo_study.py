@@ -356,7 +356,7 @@ def gradient(
     policy.zero_grad()
     weights: list[float] = []
     for micro in micro_batches(experiences, 64, device):
-        log_probs, _ = policy(micro.token_ids, micro.attention_mask, micro.sampled)
+        log_probs, _ = policy(micro.token_ids, micro.attention_mask, micro.sampled, micro.kept)
         log_probs.retain_grad()
         log_ratio = objective.log_ratio(log_probs, log_probs.detach(), micro.sampled)
         per_token, _ = objective.surrogate(log_ratio, micro.tokens(log_probs, totals))

@@ -17,6 +17,7 @@ from common.algo.advantages import ComparedBatch
 from common.algo.aggregation import BatchTotals
 from common.algo.kl import kl_divergence_k1
 from common.algo.tokens import TokenBatch
+from common.models.kept_sets import KeptSets
 from common.models.log_probs import AdaptersOff, TokenLogProbs
 from common.rollout.trajectory import Group, Trajectory
 
@@ -36,6 +37,8 @@ class Experience:
     """As the sampler saw them; compared with `log_probs_old` to find mismatches."""
     log_probs_old: Float[Tensor, " time"]
     """Under the policy that sampled: the sampler's until the learner has recomputed them."""
+    kept: KeptSets | None = None
+    """What a restricted sampler chose each token from: all log-probs are those of these sets."""
     scored_at: int | None = None
     """How many optimizer steps the policy had done when it computed `log_probs_old`."""
     log_probs_ref: Float[Tensor, " time"] | None = None
@@ -53,6 +56,7 @@ class Experience:
             torch.tensor(trajectory.turns),
             log_probs_sampler=log_probs,
             log_probs_old=log_probs,
+            kept=trajectory.kept,
         )
 
     def __len__(self) -> int:
@@ -143,6 +147,8 @@ class ExperienceBatch:
     log_probs_ref: Float[Tensor, "batch time"] | None
     advantages: Float[Tensor, "batch time"] | None
     num_tokens: int
+    kept: KeptSets | None = None
+    """What the sampler chose each token from, if it was restricted."""
     on_policy: bool = False
     """Whether the policy has not moved since it computed `log_probs_old`."""
 
@@ -165,6 +171,7 @@ class ExperienceBatch:
             None if ref is None else ref.to(device),
             None if advantages is None else advantages.to(log_probs_old.dtype).to(device),
             int(lengths.sum()),
+            _kept_of(experiences, device),
         )
 
     def __len__(self) -> int:
@@ -200,6 +207,14 @@ def _padded_if_known(rows: Sequence[Tensor | None]) -> Tensor | None:
     return _padded(known) if len(known) == len(rows) else None
 
 
+def _kept_of(experiences: Sequence[Experience], device: torch.device) -> KeptSets | None:
+    if all(experience.kept is None for experience in experiences):
+        return None
+    kept = [experience.kept or KeptSets.empty(len(experience)) for experience in experiences]
+    sizes = _padded([sets.sizes for sets in kept])
+    return KeptSets(torch.cat([sets.token_ids for sets in kept]), sizes).to(device)
+
+
 def totals_of(batch: Sequence[Experience]) -> BatchTotals:
     """The denominators of an optimizer batch."""
     tokens = sum(int(experience.sampled.sum()) for experience in batch)
@@ -230,7 +245,9 @@ def score_tokens(
     rows: list[tuple[Tensor, Tensor]] = []
     device = next(policy.parameters()).device
     for batch in micro_batches(experiences, size, device):
-        log_probs, entropy = policy(batch.token_ids, batch.attention_mask, batch.sampled)
+        log_probs, entropy = policy(
+            batch.token_ids, batch.attention_mask, batch.sampled, batch.kept
+        )
         rows.extend(zip(log_probs.cpu(), entropy.cpu(), strict=True))
     scored = dict(zip(_by_length(experiences), rows, strict=True))
     return [

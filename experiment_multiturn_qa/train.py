@@ -84,7 +84,9 @@ def main(config: Config) -> None:
                 for micro in batch.micro_batches():
                     mask, totals = micro.sampled, batch.totals
                     weights, kl, kl_loss = None, None, 0.0
-                    log_probs, entropy = learner.policy(micro.token_ids, micro.attention_mask, mask)
+                    log_probs, entropy = learner.policy(
+                        micro.token_ids, micro.attention_mask, mask, micro.kept
+                    )
                     tokens = micro.tokens(log_probs, totals)
                     log_ratio = objective.log_ratio(log_probs, tokens.log_probs_old, mask)
                     surrogate, clipped = objective.surrogate(log_ratio, tokens)

@@ -11,7 +11,10 @@ from tests.helpers import REPOSITORY, SMALL_TALK, numbers_of, read_rows, train_h
 
 pytestmark = pytest.mark.slow
 
-FLAGS = (*SMALL_TALK, "--max-steps", "3", "--figures-interval", "2", "--no-tensorboard")
+FLAGS = (
+    *(*SMALL_TALK, "--max-steps", "3", "--figures-interval", "2", "--no-tensorboard"),
+    *("--top-p", "0.95", "--top-k", "40"),
+)
 EXPERIMENT = "experiment_multiturn_tool_calling"
 
 
@@ -34,5 +37,6 @@ def test_a_killed_and_resumed_run_is_the_run_that_nothing_stopped(tmp_path):
     rows = numbers_of(read_rows(straight / "metrics.jsonl"))
     assert numbers_of(read_rows(killed / "metrics.jsonl")) == rows
     assert any(row.get("turns/max", 0) > 1 for row in rows)
+    assert 0 < max(row.get("rollouts/logprob_mismatch_max", 0) for row in rows) < 1e-4
     for file in ("snapshots.jsonl", "checkpoints/step_000003/model.safetensors"):
         assert (killed / file).read_bytes() == (straight / file).read_bytes(), file

@@ -83,6 +83,7 @@ OTHERS = """
 --max-tool-tokens 44
 --max-turns 2
 --micro-batch-size 16
+--min-p 0.1
 --model-name some/model
 --monitor-kl
 --objective objectives:mine
@@ -108,6 +109,7 @@ OTHERS = """
 --top-entropy 0.2
 --tool-format hermes
 --tool-timeout 2.5
+--top-k 5
 --top-p 0.9
 --train-batch-size 12
 --trust-remote-code

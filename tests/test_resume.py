@@ -42,7 +42,7 @@ def noisy(completion, task):
 """
 FULL = (
     *("--checkpoint-interval", "1", "--keep-checkpoints", "3", "--epochs-per-step", "2"),
-    *("--lr-schedule", "cosine", "--warmup-fraction", "0.5"),
+    *("--lr-schedule", "cosine", "--warmup-fraction", "0.5", "--top-p", "0.9"),
 )
 # Without a warm-up, which is a share of all steps, a longer run begins as a shorter one does.
 LORA = ("--checkpoint-interval", "2", "--lora-rank", "4", "--warmup-fraction", "0")

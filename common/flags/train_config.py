@@ -19,6 +19,7 @@ from common.flags.markers import CONTENT, FREE, OWN_CODE, ROUNDING
 from common.flags.objective_flag import find_row
 from common.flags.spelling import as_given, flag_name
 from common.models.load import ModelOptions
+from common.rollout.sampling import Sampling
 from common.rollout.template_args import parse_template_args
 from common.tasks.math_tasks import DATA_FILE
 
@@ -170,7 +171,14 @@ class RolloutFlags:
     temperature: float = 1.0
     """Sampling temperature; log-probs everywhere are taken at the same one."""
     top_p: float = 1.0
-    """Nucleus sampling. Below 1 the sampled distribution is not the one that is learned."""
+    """Sample from the likeliest tokens that together reach this probability (nucleus sampling); 1
+    for all. At most 512 are kept unless --top-k says otherwise. Learner and reference see the same
+    tokens as the sampler."""
+    top_k: int = 0
+    """Sample from so many of the likeliest tokens; 0 for all. --top-p is of what this leaves."""
+    min_p: float = 0.0
+    """Sample from tokens of at least this probability times that of the likeliest; 0 for all. At
+    most 512 are kept unless --top-k says otherwise."""
     stop: tuple[str, ...] = ()
     """Texts, such as Question:, at which a completion ends; they stay in it. In conversations they
     end a turn, as the end token does: one that called no tool is the last."""
@@ -374,6 +382,8 @@ class TrainConfig(
             check("temperature", lambda value: value > 0, "above 0: training must explore")
         check("temperature", lambda value: 0 <= value < math.inf, "0 or more")
         check("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        check("top_k", lambda count: count >= 0, "0 or more")
+        check("min_p", lambda value: 0 <= value <= 1, "from 0 to 1")
         for name in ("rollouts_per_step", "train_batch_size", "micro_batch_size"):
             check(name, lambda count: count >= 1, "at least 1")
         for name in ("epochs_per_step", "eval_group_size", "figures_rows", "figures_snapshots"):
@@ -469,6 +479,9 @@ class TrainConfig(
             self.load_in_4bit,
             self.trust_remote_code,
         )
+
+    def sampling(self, temperature: float) -> Sampling:
+        return Sampling(temperature, self.top_p, self.top_k, self.min_p)
 
     @property
     def tasks_file(self) -> Path:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from common.models.kept_sets import KeptSets
 from common.models.load import ModelOptions, load_reference
 
 # Logits held at a time: 2**24 float32 values are 64 MB, enough to keep any device busy.
@@ -48,11 +49,13 @@ class TokenLogProbs(nn.Module):
         token_ids: Int[Tensor, "batch time"],
         attention_mask: Bool[Tensor, "batch time"],
         scored: Bool[Tensor, "batch time"],
+        kept: KeptSets | None = None,
     ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
         """Log-probability of each scored token given all before it, and the entropy there, in nats.
 
         Both are those of softmax(logits / temperature) in float32 (float64 for a float64 model) and
-        0 where `scored` is False. The entropy has a gradient only if this `learns_entropy`. The
+        0 where `scored` is False. With `kept` the softmax of each scored token is over its set
+        alone, in which it must be. The entropy has a gradient only if this `learns_entropy`. The
         first token of a row has no context and cannot be scored.
         """
         positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
@@ -63,15 +66,18 @@ class TokenLogProbs(nn.Module):
             "use_cache": False,
         }
         targets = token_ids[:, 1:][scored[:, 1:]]
+        sets = None if kept is None else kept.at(scored)
         with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             if self.projects_in_chunks:
                 hidden = self.model.base_model(**inputs).last_hidden_state
                 row_log_probs, row_entropy = self._score_in_chunks(
-                    hidden[:, :-1][scored[:, 1:]], targets
+                    hidden[:, :-1][scored[:, 1:]], targets, sets
                 )
             else:
                 logits = self.model(**inputs).logits
-                row_log_probs, row_entropy = self._score(logits[:, :-1][scored[:, 1:]], targets)
+                row_log_probs, row_entropy = self._score(
+                    logits[:, :-1][scored[:, 1:]], targets, sets
+                )
         log_probs = torch.zeros(token_ids.shape, dtype=row_log_probs.dtype, device=targets.device)
         return (
             log_probs.masked_scatter(scored, row_log_probs),
@@ -79,29 +85,40 @@ class TokenLogProbs(nn.Module):
         )
 
     def _score_in_chunks(
-        self, hidden: Float[Tensor, "rows width"], targets: Int[Tensor, " rows"]
+        self,
+        hidden: Float[Tensor, "rows width"],
+        targets: Int[Tensor, " rows"],
+        sets: KeptSets | None,
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
         """One chunk keeps its logits for backward; several are each recomputed there instead."""
         chunk_rows = max(1, self.chunk_elements // self.model.config.get_text_config().vocab_size)
         if len(targets) <= chunk_rows:
-            return self._project_and_score(hidden, targets)
+            return self._project_and_score(hidden, targets, sets)
+        some_hidden, some_targets = hidden.split(chunk_rows), targets.split(chunk_rows)
+        some_sets = [None] * len(some_hidden) if sets is None else sets.split(chunk_rows)
         parts = [
-            checkpoint(self._project_and_score, some_hidden, some_targets, use_reentrant=False)
-            for some_hidden, some_targets in zip(
-                hidden.split(chunk_rows), targets.split(chunk_rows), strict=True
-            )
+            checkpoint(self._project_and_score, *chunk, use_reentrant=False)
+            for chunk in zip(some_hidden, some_targets, some_sets, strict=True)
         ]
         log_probs, entropies = zip(*parts, strict=True)
         return torch.cat(log_probs), torch.cat(entropies)
 
     def _project_and_score(
-        self, hidden: Float[Tensor, "rows width"], targets: Int[Tensor, " rows"]
+        self,
+        hidden: Float[Tensor, "rows width"],
+        targets: Int[Tensor, " rows"],
+        sets: KeptSets | None,
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        return self._score(project_to_vocabulary(self.model, hidden), targets)
+        return self._score(project_to_vocabulary(self.model, hidden), targets, sets)
 
     def _score(
-        self, logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, " rows"]
+        self,
+        logits: Float[Tensor, "rows vocab"],
+        targets: Int[Tensor, " rows"],
+        sets: KeptSets | None,
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        if sets is not None:
+            logits, targets = _restricted(logits, targets, sets)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         log_probs = torch.log_softmax(logits.to(dtype) / self.temperature, dim=-1)
         with torch.set_grad_enabled(self.learns_entropy and torch.is_grad_enabled()):
@@ -109,6 +126,15 @@ class TokenLogProbs(nn.Module):
             finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
             entropy = -(log_probs.exp() * finite).sum(dim=-1)
         return log_probs.gather(-1, targets[:, None])[:, 0], entropy
+
+
+def _restricted(
+    logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, " rows"], sets: KeptSets
+) -> tuple[Float[Tensor, "rows widest"], Int[Tensor, " rows"]]:
+    """The logits of each row's set, filled up with -inf, and where among them its target is."""
+    members = sets.padded()
+    logits = logits.gather(-1, members.clamp(min=0)).masked_fill(members < 0, -torch.inf)
+    return logits, (members == targets[:, None]).int().argmax(dim=-1)
 
 
 class AdaptersOff(nn.Module):
@@ -123,11 +149,12 @@ class AdaptersOff(nn.Module):
         token_ids: Int[Tensor, "batch time"],
         attention_mask: Bool[Tensor, "batch time"],
         scored: Bool[Tensor, "batch time"],
+        kept: KeptSets | None = None,
     ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
         """As `TokenLogProbs.forward`."""
         self.policy.model.disable_adapters()
         try:
-            return self.policy(token_ids, attention_mask, scored)
+            return self.policy(token_ids, attention_mask, scored, kept)
         finally:
             self.policy.model.enable_adapters()
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, repeat
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -56,6 +57,8 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     stop_reason: str = ""
+    kept: list[np.ndarray] = field(default_factory=list)
+    """The ids that a restricted sampler chose each token from."""
 
 
 class Interrupted(Exception):
@@ -191,15 +194,16 @@ class LocalDecoding:
         uniforms = torch.tensor([row.uniform for row in self._rows], dtype=torch.float64)
         device = self._batch.logits.device
         uniforms = uniforms.to(device, torch.float32 if device.type == "mps" else torch.float64)
-        tokens, log_probs = sample_tokens(self._batch.logits, uniforms, self._sampling)
+        tokens, log_probs, kept = sample_tokens(self._batch.logits, uniforms, self._sampling)
+        sets = repeat(None, len(self._rows)) if kept is None else kept.arrays()
         finished: list[_Row] = []
-        for row, token, log_prob in zip(
-            self._rows, tokens.tolist(), log_probs.tolist(), strict=True
+        for row, token, log_prob, members in zip(
+            self._rows, tokens.tolist(), log_probs.tolist(), sets, strict=True
         ):
             if math.isnan(log_prob):
                 raise UserError(_NO_NUMBERS)
             if not row.finished:
-                row.take(token, log_prob, self._generator)
+                row.take(token, log_prob, members, self._generator)
                 if row.finished:
                     finished.append(row)
         self._read(tokens)
@@ -345,8 +349,12 @@ class _Row:
         so_far = (*self.prompt_ids, *self.completion.token_ids)
         return so_far == tuple(token_ids[: len(so_far)])
 
-    def take(self, token: int, log_prob: float, generator: LocalGenerator) -> None:
+    def take(
+        self, token: int, log_prob: float, kept: np.ndarray | None, generator: LocalGenerator
+    ) -> None:
         completion = self.completion
+        if kept is not None:
+            completion.kept.append(kept)
         completion.token_ids.append(token)
         completion.log_probs.append(log_prob)
         self.paused = generator.ends_turn(completion.token_ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from common.models.kept_sets import KeptSets
 from common.rewards.judge import Judgement
 from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
@@ -69,7 +70,12 @@ def as_trajectory(request: Request, completion: Completion) -> Trajectory:
 
 
 def as_segment(completion: Completion) -> Segment:
-    return Segment(tuple(completion.token_ids), sampled=True, log_probs=tuple(completion.log_probs))
+    return Segment(
+        tuple(completion.token_ids),
+        sampled=True,
+        log_probs=tuple(completion.log_probs),
+        kept=KeptSets.of(completion.kept) if completion.kept else None,
+    )
 
 
 def _judged(conversation: Conversation, judgement: Judgement) -> Rollout:

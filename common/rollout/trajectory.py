@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 
+from common.models.kept_sets import KeptSets
 from common.rewards.outcome import Failure
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
@@ -25,11 +26,15 @@ class Segment:
     sampled: bool
     log_probs: tuple[float, ...] = ()
     """The sampler's log-probability of each sampled token; empty for given tokens."""
+    kept: KeptSets | None = None
+    """What a restricted sampler chose each token from."""
 
     def __post_init__(self) -> None:
         expected = len(self.token_ids) if self.sampled else 0
         if len(self.log_probs) != expected:
             raise ValueError(f"{len(self.log_probs)} log-probs where {expected} belong")
+        if self.kept is not None and not self.kept.hold(self.token_ids):
+            raise ValueError("a token is not in the set that it was sampled from")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,15 @@ class Trajectory:
                 segment.log_probs if segment.sampled else [0.0] * len(segment.token_ids)
                 for segment in self.segments
             )
+        )
+
+    @property
+    def kept(self) -> KeptSets | None:
+        """What each token was chosen from, nothing where it was given; None if all could be."""
+        if all(segment.kept is None for segment in self.segments):
+            return None
+        return KeptSets.joined(
+            [segment.kept or KeptSets.empty(len(segment.token_ids)) for segment in self.segments]
         )
 
     @property

@@ -68,7 +68,7 @@ def main(config: AskConfig) -> None:
         load_policy(options),
         chat,
         lambda max_length: single_turn,
-        Sampling(config.temperature, 1.0),
+        Sampling(config.temperature),
         config.max_completion_tokens,
         config.model,
         config.question,

@@ -16,7 +16,7 @@ from common.rewards.judge import Judge
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import Generator, Interrupted, LocalGenerator
 from common.rollout.rollout import Conversation, rollout, single_turn
-from common.rollout.sampling import EVALUATION_STEP, Sampling
+from common.rollout.sampling import EVALUATION_STEP
 from common.rollout.trajectory import Group, Trajectory
 from common.tasks.task import Task
 from common.training.ranks import ALONE, Ranks
@@ -145,7 +145,7 @@ class Collector:
             self._converse,
             generator=self.generator,
             chat=self._chat,
-            sampling=Sampling(temperature, config.top_p),
+            sampling=config.sampling(temperature),
             max_completion_tokens=config.max_completion_tokens,
         )
         work = partial(

@@ -19,10 +19,6 @@ from common.run.directory import find_run, read_config, run_at
 from common.training.dry_run import dry_run
 from common.training.open_logger import check_sinks
 
-_TOP_P_WARNING = (
-    "warning: --top-p {}: completions are sampled from a cut distribution, but the log-probs that "
-    "are learned from are those of the whole one\n"
-)
 # Seconds in which the launcher ends the other ranks once one has failed.
 SECONDS_TO_BE_ENDED = 10.0
 # Flags that say which run is meant, and what for: a resumed run takes them from its command line.
@@ -39,8 +35,6 @@ def run_script(main: Callable[[ConfigType], None], config_class: type[ConfigType
         config = resolve_defaults(config, bundled=is_bundled(config.model_name))
         if config.chat is None:
             check_sinks(config)
-        if config.top_p < 1 and config.chat is None and os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(_TOP_P_WARNING.format(config.top_p))
         if config.dry_run:
             dry_run(main, config)
         else:

@@ -124,6 +124,8 @@ def open_session(
     )
     functions = objective.describe()
     say(f"{config.objective}: {', '.join(functions.values())}")
+    if (sampling := config.sampling(config.temperature)).restricts:
+        say(sampling.describe())
     record, recorder = create_run(run, config, policy, ranks.count, functions), None
     state.mark(run.step)
     if config.figures_interval:

@@ -120,7 +120,7 @@ def talk_with_run(config: TrainConfig, chat: ChatFormat, device: torch.device) -
         load_policy(options, checkpoint),
         chat,
         lambda max_length: how_to_converse(replace(config, max_length=max_length), chat),
-        Sampling(config.temperature, config.top_p),
+        config.sampling(config.temperature),
         config.max_completion_tokens,
         str(checkpoint),
         config.question,

@@ -89,7 +89,7 @@ class Experiment:
         """Of a run in which the policy calls a tool of `TOOLS`."""
         return (
             *(*SMALL_TALK, "--no-tensorboard", "--device", "cpu", "--micro-batch-size", "3"),
-            *("--run-name", name, "--max-steps", str(steps)),
+            *("--run-name", name, "--max-steps", str(steps), "--top-p", "0.95"),
             *(flag, f"{self.path / 'own.py'}:{tool}"),
         )
 

@@ -102,7 +102,9 @@ def accumulate(
 ) -> None:
     """The loss of the train scripts, micro-batch by micro-batch."""
     for micro in batch.micro_batches():
-        log_probs, entropy = policy(micro.token_ids, micro.attention_mask, micro.sampled)
+        log_probs, entropy = policy(
+            micro.token_ids, micro.attention_mask, micro.sampled, micro.kept
+        )
         tokens = micro.tokens(log_probs, batch.totals)
         log_ratio = objective.log_ratio(log_probs, tokens.log_probs_old, tokens.mask)
         surrogate, clipped = objective.surrogate(log_ratio, tokens)
