@@ -109,6 +109,13 @@ def test_a_row_brings_its_bounds_and_a_flag_beats_them(own):
     assert surrogate == "clipped_surrogate(clip_eps=0.1, clip_eps_high=0.0004)"
 
 
+def test_rewards_that_are_compared_apart_take_no_kl_in_their_sum(tmp_path):
+    flags = ["--log-dir", str(tmp_path), "--objective", "gdpo", "--kl-in", "reward"]
+    code, said = complain(load_script("experiment_base"), [*SMALL, *flags])
+    assert (code, said.count("\n")) == (2, 1)
+    assert "--kl-in reward: gdpo compares rewards one by one, and a KL is none; use" in said
+
+
 def test_the_share_of_tokens_that_advantages_are_kept_at_is_part_of_the_objective():
     objective = load_objective(resolved("--top-entropy", "0.2"), use_bfloat16=False)
     expected = "of_top_entropy(within_groups(group_advantages), share=0.2)"

@@ -28,6 +28,7 @@ class Flags:
     clip_eps: float = 0.2
     clip_eps_high: float | None = None
     max_completion_tokens: int = MAX_TOKENS
+    kl_in: str = "loss"
 
 
 VARIANTS = {name: row(Flags(**defaults_of(row))) for name, row in ROWS.items()}

@@ -36,6 +36,7 @@ from common.algo.surrogate import (
     token_log_ratio,
     unclipped_surrogate,
 )
+from common.errors import UserError
 
 
 @runtime_checkable
@@ -50,6 +51,9 @@ class ObjectiveFlags(Protocol):
 
     @property
     def max_completion_tokens(self) -> int: ...
+
+    @property
+    def kl_in(self) -> str: ...
 
 
 Row = TypeVar("Row", bound=Callable[..., Objective])
@@ -189,8 +193,12 @@ def max_rl(flags: ObjectiveFlags) -> Objective:
 def gdpo(flags: ObjectiveFlags) -> Objective:
     """GDPO: GRPO whose rewards are each compared on their own before they are added up.
 
-    arXiv 2601.05242.
+    arXiv 2601.05242. Raises `UserError` for a KL in the reward, which is none of them.
     """
+    if flags.kl_in == "reward":
+        raise UserError(
+            "--kl-in reward: gdpo compares rewards one by one, and a KL is none; use --kl-in loss"
+        )
     return Objective(
         advantages=decoupled_advantages,
         log_ratio=token_log_ratio,
