@@ -93,7 +93,8 @@ def group_mean(compared: Compared, settings: Settings) -> Advantages:
     for advantage, n in zip(centred(returns, groups, settings.baseline), groups, strict=True):
         group = [r for r, g in zip(returns, groups, strict=True) if g == n]
         mean = math.fsum(group) / len(group)
-        found.append(advantage / mean if mean > 0 else 0.0)
+        positive = mean > 1e-6 * max(map(abs, group))
+        found.append(advantage / mean if positive else 0.0)
     return found
 
 
@@ -134,11 +135,12 @@ def best_of_others(compared: Compared, settings: Settings) -> Advantages:
 def length_weighted(compared: Compared, settings: Settings) -> Advantages:
     """Less the mean reward of the tokens of the group."""
     lengths, returns, found = [sum(row) for row in compared.mask], compared.returns, []
-    even = centred(returns, compared.groups, settings.baseline)
+    centred(returns, compared.groups, settings.baseline)
     for i, number in enumerate(compared.groups):
         members = [j for j, g in enumerate(compared.groups) if g == number]
         tokens = [returns[j] for j in members for _ in range(lengths[j])]
-        found.append(returns[i] - math.fsum(tokens) / len(tokens) if tokens and even[i] else 0.0)
+        level = len({returns[j] for j in members}) == 1
+        found.append(0.0 if level or not tokens else returns[i] - math.fsum(tokens) / len(tokens))
     return found
 
 

@@ -113,14 +113,19 @@ def leave_one_out_advantages(rewards: Float[Tensor, " group"]) -> Float[Tensor, 
     return rewards - (rewards.sum() - rewards) / (len(rewards) - 1)
 
 
+# A mean so much below the largest reward is 0: of a group of rewards that are not negative it is at
+# least a share of it.
+ROUNDING = 1e-6
+
+
 def mean_normalised_advantages(rewards: Float[Tensor, " group"]) -> Float[Tensor, " group"]:
-    """MaxRL: (reward - mean) / mean, and 0 where the mean is not positive.
+    """MaxRL: (reward - mean) / mean, and 0 where the mean is not positive but for rounding.
 
     With rewards of 0 and 1 a task that is solved in a share p of the attempts weighs 1 / p as much,
     as in the logarithm of p. For rewards that are not negative. arXiv 2602.02710.
     """
     mean = rewards.mean()
-    if without_signal(rewards) or mean <= 0:
+    if without_signal(rewards) or mean <= ROUNDING * rewards.abs().max():
         return torch.zeros_like(rewards)
     return (rewards - mean) / mean
 

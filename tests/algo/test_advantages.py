@@ -82,9 +82,11 @@ def test_the_best_has_its_lead_where_it_is_alone(rewards, expected):
     assert best_alone_advantages(torch.tensor(rewards)).tolist() == expected
 
 
-@pytest.mark.parametrize("rewards", [[-1.0, 1.0], [-1.0, 0.0, 0.0]])
+@pytest.mark.parametrize("rewards", [[-1.0, 1.0], [-1.0, 0.0, 0.0], [0.1, 0.2, -0.3]])
 def test_where_the_mean_is_not_positive_nothing_is_divided_by_it(rewards):
-    assert mean_normalised_advantages(torch.tensor(rewards)).tolist() == [0.0] * len(rewards)
+    for dtype in (torch.float32, torch.float64):
+        found = mean_normalised_advantages(torch.tensor(rewards, dtype=dtype))
+        assert found.tolist() == [0.0] * len(rewards)
 
 
 @settings(deadline=None)
