@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.algo.kl import kl_divergence_k3
+from common.algo.aggregation import BatchTotals
+from common.algo.kl import k3_weighted_penalty, kl_divergence_k3
+from common.algo.tokens import TokenBatch
 
 EVERYWHERE = torch.tensor([[True]])
 
@@ -77,6 +79,27 @@ def test_up_to_its_bound_it_is_as_it_was(difference, slope):
     assert divergence.item() == pytest.approx(math.exp(difference) - difference - 1)
     assert log_probs.grad is not None
     assert float(log_probs.grad) == pytest.approx(slope, rel=1e-4)
+
+
+def test_weighted_k3_keeps_its_slope_in_float32_where_the_product_loses_it():
+    """exp(25) has no digit left for 25, which is the slope under a weight of 1."""
+
+    def slope(estimate) -> float:
+        log_probs = torch.tensor([[-30.0]], requires_grad=True)
+        zero, totals = torch.zeros(1, 1), BatchTotals(1, 1)
+        given = (torch.tensor([[-30.0]]), torch.tensor([[-5.0]]), zero, EVERYWHERE, totals)
+        estimate(TokenBatch(log_probs, log_probs.detach(), *given)).sum().backward()
+        assert log_probs.grad is not None
+        return log_probs.grad.item()
+
+    def product(tokens: TokenBatch) -> torch.Tensor:
+        assert tokens.log_probs_ref is not None
+        difference = tokens.log_probs_ref - tokens.log_probs
+        weight = (tokens.log_probs - tokens.log_probs_sampler).exp()
+        return weight * (torch.expm1(difference) - difference)
+
+    assert slope(k3_weighted_penalty) == -25
+    assert slope(product) == 0
 
 
 def test_a_broken_log_prob_is_seen_in_value_and_gradient():
