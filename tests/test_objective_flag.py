@@ -98,6 +98,11 @@ def test_a_row_brings_its_bounds_and_a_flag_beats_them(own):
         "dapo": (0.2, 0.28),
         "gspo": (3e-4, 4e-4),
         "cispo": (0.2, 0.3),
+        "gspo_token": (3e-4, 4e-4),
+        "gmpo": (0.4, None),
+        "luspo": (2e-3, 2.5e-3),
+        "dppo_tv": (0.15, None),
+        "ipo": (0.3, None),
         f"{own}:weightless": (0.07, None),
     }
     for name, expected in bounds.items():
@@ -114,6 +119,21 @@ def test_rewards_that_are_compared_apart_take_no_kl_in_their_sum(tmp_path):
     code, said = complain(load_script("experiment_base"), [*SMALL, *flags])
     assert (code, said.count("\n")) == (2, 1)
     assert "--kl-in reward: gdpo compares rewards one by one, and a KL is none; use" in said
+
+
+def test_the_numbers_of_a_paper_are_said():
+    """In the first line of a run and in its `config.json`."""
+    said = {
+        "grpo_dual_clip": "dual_clipped_surrogate(clip_eps=0.2, clip_eps_high=0.2, dual_clip=3.0)",
+        "sapo": "soft_gated_surrogate(temperature_positive=1.0, temperature_negative=1.05)",
+        "dppo_tv": "divergence_masked_weight(clip_eps=0.15, clip_eps_high=0.15, max_weight=20.0)",
+        "ipo": "probability_masked_ratio(clip_eps=0.3, clip_eps_high=0.3)",
+        "vespo": "gamma_weight(power_positive=2.0, power_negative=3.0, rate_positive=3.0, "
+        "rate_negative=2.0)",
+    }
+    for name, surrogate in said.items():
+        objective = load_objective(resolved("--objective", name), use_bfloat16=False)
+        assert objective.describe()["surrogate"] == surrogate
 
 
 def test_the_share_of_tokens_that_advantages_are_kept_at_is_part_of_the_objective():

@@ -24,7 +24,17 @@ from common.algo.aggregation import (
 )
 from common.algo.batch_advantages import reward_to_go
 from common.algo.objective import Objective
-from common.algo.surrogate import clipped_surrogate, clipped_weight, token_log_ratio
+from common.algo.sampler_surrogate import gamma_weight
+from common.algo.surrogate import (
+    by_sign,
+    clipped_surrogate,
+    clipped_weight,
+    dual_clipped_surrogate,
+    geometric_mean_surrogate,
+    soft_gated_surrogate,
+    token_log_ratio,
+    unclipped_surrogate,
+)
 from common.algo.tokens import TokenBatch
 from tests.variants import VARIANTS, token_losses
 from tests.vectors.make import (
@@ -66,7 +76,9 @@ def failures(name: str, objective: Objective, tolerance: Mapping[str, float]) ->
     for case in read(name)["cases"]:
         log_probs = tensor(case["log_probs"]).requires_grad_()
         old, mask = tensor(case["log_probs_old"]), torch.tensor(case["mask"], dtype=torch.bool)
-        advantages = torch.tensor(case["advantages"], dtype=torch.float64)
+        of_tokens = isinstance(case["advantages"][0], list)
+        given = read_numbers(case["advantages"]) if of_tokens else case["advantages"]
+        advantages = torch.tensor(given, dtype=torch.float64)
         totals = BatchTotals(
             case["sequences_in_optimizer_batch"], case["tokens_in_optimizer_batch"]
         )
@@ -140,10 +152,13 @@ def clips_negative_on_both_sides(log_ratio: Tensor, tokens: TokenBatch) -> tuple
     return torch.where(tokens.advantages < 0, both, loss), None
 
 
-def dual_clip(log_ratio: Tensor, tokens: TokenBatch, *, most: float) -> tuple[Tensor, None]:
+def dual_clip(most: float) -> Callable[..., Any]:
+    return partial(dual_clipped_surrogate, clip_eps=0.2, clip_eps_high=0.2, dual_clip=most)
+
+
+def dual_clip_of_either_sign(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, None]:
     loss, _ = clipped_surrogate(log_ratio, tokens, clip_eps=0.2, clip_eps_high=0.2)
-    bound = -most * tokens.advantages
-    return torch.where(tokens.advantages < 0, torch.minimum(loss, bound), loss), None
+    return torch.minimum(loss, -3.0 * tokens.advantages), None
 
 
 def optimistic(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, None]:
@@ -187,6 +202,123 @@ def weight_bounded_below(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor,
 def drops_above_the_cap(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, None]:
     loss, _ = clipped_weight(log_ratio, tokens, clip_eps_high=0.3)
     return torch.where(log_ratio.exp() > 1.3, 0.0, loss), None
+
+
+def weight_at_the_bound_itself(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, None]:
+    weight = log_ratio.detach().exp().clamp(max=0.3)
+    return -weight * tokens.advantages * tokens.log_probs, None
+
+
+def gate_without_its_scale(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, None]:
+    temperature = by_sign(tokens.advantages, 1.0, 1.05)
+    return -torch.sigmoid(temperature * (log_ratio.exp() - 1)) * tokens.advantages, None
+
+
+def gate_of_the_log_ratio(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, None]:
+    temperature = by_sign(tokens.advantages, 1.0, 1.05)
+    return -torch.sigmoid(temperature * log_ratio) * 4 / temperature * tokens.advantages, None
+
+
+def gates(positive: float, negative: float) -> Callable[..., Any]:
+    return partial(
+        soft_gated_surrogate, temperature_positive=positive, temperature_negative=negative
+    )
+
+
+def clips_the_mean(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, None]:
+    mean = masked_mean(log_ratio, tokens.mask)[:, None].expand(tokens.mask.shape)
+    return geometric_mean_surrogate(mean, tokens, clip_eps=0.4, clip_eps_high=0.4)[0], None
+
+
+def clips_logarithms_on_both_sides(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, None]:
+    return unclipped_mean(log_ratio.clamp(-0.4, 0.4), tokens), None
+
+
+def unclipped_mean(log_ratio: Tensor, tokens: TokenBatch) -> Tensor:
+    ratio = torch.where(tokens.mask, masked_mean(log_ratio, tokens.mask).exp()[:, None], 0.0)
+    return -ratio * tokens.advantages
+
+
+def product_of_ratios(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, None]:
+    total = log_ratio * tokens.mask.sum(-1, keepdim=True)
+    return geometric_mean_surrogate(total, tokens, clip_eps=0.4, clip_eps_high=0.4)[0], None
+
+
+def log_probs_to_sampler(tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Of the policy and its sampler, 0 outside the mask."""
+    pair = (tokens.log_probs, tokens.log_probs_sampler)
+    policy, sampler = (torch.where(tokens.mask, values, 0.0) for values in pair)
+    return policy, sampler
+
+
+def divergence(
+    log_ratio: Tensor,
+    tokens: TokenBatch,
+    *,
+    dropped: Callable[[Tensor, Tensor], Tensor],
+    most: float = 20.0,
+    own_gradient: bool = False,
+) -> tuple[Tensor, None]:
+    """DPPO and IPO once more, with a rule from pi - mu and A for what is dropped."""
+    policy, sampler = log_probs_to_sampler(tokens)
+    ratio = (policy - sampler).exp()
+    weight = ratio if own_gradient else ratio.detach().clamp(max=most) * policy
+    out = dropped(policy.detach().exp() - sampler.exp(), tokens.advantages)
+    return torch.where(out, 0.0, -weight * tokens.advantages), None
+
+
+def by_the_sign(moved: Tensor, advantages: Tensor, *, bound: float) -> Tensor:
+    return torch.where(advantages > 0, moved > bound, moved < -bound)
+
+
+def whatever_the_sign(moved: Tensor, advantages: Tensor, *, bound: float) -> Tensor:
+    del advantages
+    return moved.abs() > bound
+
+
+def by_the_other_sign(moved: Tensor, advantages: Tensor, *, bound: float) -> Tensor:
+    return by_the_sign(moved, -advantages, bound=bound)
+
+
+def from_the_old_policy(surrogate: Callable[..., Any]) -> Callable[..., Any]:
+    """pi_old in the place of the sampler."""
+
+    def mistaken(log_ratio: Tensor, tokens: TokenBatch) -> Any:
+        return surrogate(log_ratio, replace(tokens, log_probs_sampler=tokens.log_probs_old))
+
+    return mistaken
+
+
+def phi_with_gradient(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, None]:
+    policy, sampler = log_probs_to_sampler(tokens)
+    log_weight = (policy - sampler).sum(-1, keepdim=True)
+    power, rate = (by_sign(tokens.advantages, *pair) for pair in ((2.0, 3.0), (3.0, 2.0)))
+    phi = (power * log_weight - rate * log_weight.expm1()).exp()
+    return -phi * tokens.advantages * policy, None
+
+
+def phi_of_the_mean(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, None]:
+    lengths = tokens.mask.sum(-1, keepdim=True).clamp(min=1)
+    policy, sampler = log_probs_to_sampler(tokens)
+    log_weight = (policy - sampler).detach().sum(-1, keepdim=True) / lengths
+    power, rate = (by_sign(tokens.advantages, *pair) for pair in ((2.0, 3.0), (3.0, 2.0)))
+    return -(
+        power * log_weight - rate * log_weight.expm1()
+    ).exp() * tokens.advantages * policy, None
+
+
+def gammas(powers: tuple[float, float], rates: tuple[float, float]) -> Callable[..., Any]:
+    return partial(
+        gamma_weight,
+        power_positive=powers[0],
+        power_negative=powers[1],
+        rate_positive=rates[0],
+        rate_negative=rates[1],
+    )
+
+
+def sequence_value_from_a_sum(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, summed_ratio(new, old, mask).detach() + (new - new.detach()), 0.0)
 
 
 def ratio_times_mask(new: Tensor, old: Tensor, mask: Tensor) -> Tensor:
@@ -381,9 +513,89 @@ def groups_of(advantages: Callable[[Tensor], Tensor]) -> Callable[[ComparedBatch
 WRONG: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     "clips where A < 0 on both sides": ("grpo", {"surrogate": clips_negative_on_both_sides}),
     "clips every token on both sides": ("grpo", {"surrogate": clips_every_token}),
-    "dual clip at 1.3": ("grpo", {"surrogate": partial(dual_clip, most=1.3)}),
-    "dual clip at 3": ("grpo", {"surrogate": partial(dual_clip, most=3.0)}),
-    "dual clip at 10": ("dapo", {"surrogate": partial(dual_clip, most=10.0)}),
+    "dual clip at 1.3": ("grpo", {"surrogate": dual_clip(1.3)}),
+    "dual clip at 3": ("grpo", {"surrogate": dual_clip(3.0)}),
+    "dual clip at 10": ("grpo_dual_clip", {"surrogate": dual_clip(10.0)}),
+    "dual clip for A > 0 as well": ("grpo_dual_clip", {"surrogate": dual_clip_of_either_sign}),
+    "no dual clip": ("grpo_dual_clip", {"surrogate": VARIANTS["grpo"].surrogate}),
+    "SAPO with one temperature": ("sapo", {"surrogate": gates(1.0, 1.0)}),
+    "SAPO with its temperatures exchanged": ("sapo", {"surrogate": gates(1.05, 1.0)}),
+    "SAPO without 4 / temperature": ("sapo", {"surrogate": gate_without_its_scale}),
+    "SAPO with the logarithm in its gate": ("sapo", {"surrogate": gate_of_the_log_ratio}),
+    "SAPO with sequence ratios": ("sapo", {"log_ratio": VARIANTS["gspo"].log_ratio}),
+    "GSPO for GSPO-token": ("gspo_token", {"log_ratio": VARIANTS["gspo"].log_ratio}),
+    "GSPO-token for GSPO": ("gspo", {"log_ratio": VARIANTS["gspo_token"].log_ratio}),
+    "GSPO-token with a sum over the sequence": (
+        "gspo_token",
+        {"log_ratio": sequence_value_from_a_sum},
+    ),
+    "GMPO with a product": ("gmpo", {"surrogate": product_of_ratios}),
+    "GMPO that clips the mean": ("gmpo", {"surrogate": clips_the_mean}),
+    "GMPO that clips on both sides": ("gmpo", {"surrogate": clips_logarithms_on_both_sides}),
+    "GMPO with GRPO's bounds": (
+        "gmpo",
+        {"surrogate": partial(geometric_mean_surrogate, clip_eps=0.2, clip_eps_high=0.2)},
+    ),
+    "LUSPO divided by the length": ("luspo", {"aggregate": sequence_mean}),
+    "LUSPO divided by all tokens": ("luspo", {"aggregate": token_mean}),
+    "LUSPO with GSPO's bounds": ("luspo", {"surrogate": VARIANTS["gspo"].surrogate}),
+    "DPPO without the sign of A": (
+        "dppo_tv",
+        {"surrogate": partial(divergence, dropped=partial(whatever_the_sign, bound=0.15))},
+    ),
+    "DPPO with the other sign of A": (
+        "dppo_tv",
+        {"surrogate": partial(divergence, dropped=partial(by_the_other_sign, bound=0.15))},
+    ),
+    "DPPO at 0.25": (
+        "dppo_tv",
+        {"surrogate": partial(divergence, dropped=partial(by_the_sign, bound=0.25))},
+    ),
+    "DPPO with weights without bound": (
+        "dppo_tv",
+        {
+            "surrogate": partial(
+                divergence, dropped=partial(by_the_sign, bound=0.15), most=torch.inf
+            )
+        },
+    ),
+    "DPPO that clips ratios": ("dppo_tv", {"surrogate": VARIANTS["grpo"].surrogate}),
+    "DPPO from the old policy": (
+        "dppo_tv",
+        {"surrogate": from_the_old_policy(VARIANTS["dppo_tv"].surrogate)},
+    ),
+    "IPO with the sign of A": (
+        "ipo",
+        {
+            "surrogate": partial(
+                divergence, dropped=partial(by_the_sign, bound=0.3), own_gradient=True
+            )
+        },
+    ),
+    "IPO at 0.1": (
+        "ipo",
+        {
+            "surrogate": partial(
+                divergence, dropped=partial(whatever_the_sign, bound=0.1), own_gradient=True
+            )
+        },
+    ),
+    "IPO from the old policy": (
+        "ipo",
+        {"surrogate": from_the_old_policy(VARIANTS["ipo"].surrogate)},
+    ),
+    "IPO with a deviation": ("ipo", {"advantages": VARIANTS["grpo"].advantages}),
+    "VESPO with a gradient through phi": ("vespo", {"surrogate": phi_with_gradient}),
+    "VESPO with a mean of log-ratios": ("vespo", {"surrogate": phi_of_the_mean}),
+    "VESPO with its signs exchanged": (
+        "vespo",
+        {"surrogate": gammas(powers=(3.0, 2.0), rates=(2.0, 3.0))},
+    ),
+    "VESPO from the old policy": (
+        "vespo",
+        {"surrogate": from_the_old_policy(VARIANTS["vespo"].surrogate)},
+    ),
+    "VESPO with the weight itself": ("vespo", {"surrogate": unclipped_surrogate}),
     "the larger of the two": ("grpo", {"surrogate": optimistic}),
     "clips the logarithm": ("grpo", {"surrogate": clips_the_logarithm}),
     "wrong sign": ("grpo", {"surrogate": wrong_sign}),
@@ -402,6 +614,7 @@ WRONG: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
         {"surrogate": partial(unclipped_on_one_side, low=1 - 3e-4, high=1 + 3e-4)},
     ),
     "GSPO with GRPO's bounds": ("gspo", {"surrogate": VARIANTS["grpo"].surrogate}),
+    "CISPO with TRL's bound": ("cispo", {"surrogate": weight_at_the_bound_itself}),
     "CISPO that caps A > 0 alone": ("cispo", {"surrogate": caps_positive_alone}),
     "CISPO with a gradient through the weight": ("cispo", {"surrogate": weight_with_gradient}),
     "CISPO with a lower bound": ("cispo", {"surrogate": weight_bounded_below}),
@@ -468,6 +681,19 @@ WRONG: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     "OPO with ends for lengths": ("opo", {"advantages": weighted_by_the_width}),
     "OPO with squares of lengths": ("opo", {"advantages": weighted_by_squares}),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "own_gradient"),
+    [
+        ("dppo_tv", partial(by_the_sign, bound=0.15), False),
+        ("ipo", partial(whatever_the_sign, bound=0.3), True),
+    ],
+)
+def test_what_wrong_losses_are_made_of_is_right_with_the_right_rule(name, rule, own_gradient):
+    surrogate = partial(divergence, dropped=rule, own_gradient=own_gradient)
+    right = replace(VARIANTS[name], surrogate=surrogate)
+    assert not list(failures(name, right, read(name)["tolerance"]))
 
 
 @pytest.mark.parametrize("wrong", WRONG)

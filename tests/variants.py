@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -118,6 +118,59 @@ PARAMETERS = {
         std_epsilon=None,
         std_ddof=None,
     ),
+    "grpo_dual_clip": Parameters(
+        surrogate="dual_clipped",
+        surrogate_parameters={"clip_below": 0.2, "clip_above": 0.2, "dual_clip": 3.0},
+    ),
+    "sapo": Parameters(
+        surrogate="soft_gate",
+        surrogate_parameters={"tau_positive": 1.0, "tau_negative": 1.05},
+    ),
+    "gspo_token": Parameters(
+        ratio="sequence_value",
+        surrogate_parameters={"clip_below": 3e-4, "clip_above": 4e-4},
+        stop_gradient=True,
+    ),
+    "gmpo": Parameters(
+        ratio="clipped_geometric_mean",
+        ratio_parameters={"clip_below": 0.4, "clip_above": 0.4},
+        surrogate="unclipped",
+        surrogate_parameters={},
+    ),
+    "luspo": Parameters(
+        ratio="sequence",
+        surrogate_parameters={"clip_below": 2e-3, "clip_above": 2.5e-3},
+        aggregation="constant_length",
+        constant_length=1,
+    ),
+    "dppo_tv": Parameters(
+        ratio="to_sampler",
+        surrogate="divergence_mask",
+        surrogate_parameters={"delta_below": 0.15, "delta_above": 0.15, "max_weight": 20.0},
+        stop_gradient=True,
+        aggregation="constant_length",
+        constant_length=MAX_TOKENS,
+        std_epsilon=None,
+        std_ddof=None,
+    ),
+    "ipo": Parameters(
+        ratio="to_sampler",
+        surrogate="probability_mask",
+        surrogate_parameters={"epsilon": 0.3},
+        aggregation="token_mean",
+        std_epsilon=None,
+        std_ddof=None,
+    ),
+    "vespo": Parameters(
+        ratio="product_to_sampler",
+        surrogate="gamma",
+        surrogate_parameters={
+            **{"power_positive": 2.0, "rate_positive": 3.0},
+            **{"power_negative": 3.0, "rate_negative": 2.0},
+        },
+        stop_gradient=True,
+        aggregation="token_mean",
+    ),
     "lite_ppo": Parameters(aggregation="token_mean", estimator="batch_deviation"),
     "max_rl": Parameters(
         aggregation="constant_length",
@@ -202,9 +255,43 @@ def sequence_ratio(sampled: Sampled) -> Sloped:
     return Sloped([value] * size, [[value / size] * size] * size)
 
 
+def sequence_value(sampled: Sampled) -> Sloped:
+    """The same, whose value alone is the sequence's: sg[s] pi / sg[pi]."""
+    values = sequence_ratio(sampled).values
+    return Sloped(values, diagonal(values))
+
+
+def clipped_geometric_mean(sampled: Sampled, *, clip_below: float, clip_above: float) -> Sloped:
+    """The root of the product of pi / pi_old, each clipped where its advantage pushes it out of
+    exp(-clip_below) to exp(clip_above)."""
+    size, product, moves = len(sampled), 1.0, []
+    for ratio, advantage in zip(token_ratio(sampled).values, sampled.advantages, strict=True):
+        low, high = math.exp(-clip_below), math.exp(clip_above)
+        moves.append(ratio <= high if advantage > 0 else ratio >= low or advantage == 0)
+        product *= ratio if moves[-1] else min(max(ratio, low), high)
+    value = product ** (1 / size)
+    return Sloped([value] * size, [[value / size * moving for moving in moves]] * size)
+
+
+def to_sampler(sampled: Sampled) -> Sloped:
+    """pi / mu of each token."""
+    return token_ratio(replace(sampled, old=sampled.sampler))
+
+
+def product_to_sampler(sampled: Sampled) -> Sloped:
+    """pi(y) / mu(y) of the whole sequence: a number to the gradient."""
+    size = len(sampled)
+    value = math.prod(to_sampler(sampled).values)
+    return Sloped([value] * size, [[0.0] * size] * size)
+
+
 RATIOS: Mapping[str, Callable[..., Sloped]] = {
     "token": token_ratio,
     "sequence": sequence_ratio,
+    "sequence_value": sequence_value,
+    "clipped_geometric_mean": clipped_geometric_mean,
+    "to_sampler": to_sampler,
+    "product_to_sampler": product_to_sampler,
 }
 
 
@@ -249,10 +336,55 @@ def unclipped(token: Token) -> Loss:
     return Loss(-token.ratio * token.advantage, in_ratio=-token.advantage)
 
 
+def dual_clipped(token: Token, *, clip_below: float, clip_above: float, dual_clip: float) -> Loss:
+    """-max(min(r A, clip(r) A), c A) where A < 0."""
+    if token.advantage < 0 and token.ratio > dual_clip:
+        return Loss(-dual_clip * token.advantage)
+    return clipped(token, clip_below=clip_below, clip_above=clip_above)
+
+
+def soft_gate(token: Token, *, tau_positive: float, tau_negative: float) -> Loss:
+    """-4 / tau sigmoid(tau (r - 1)) A."""
+    tau = tau_positive if token.advantage > 0 else tau_negative
+    gate = 1 / (1 + math.exp(-tau * (token.ratio - 1)))
+    return Loss(-4 / tau * gate * token.advantage, -4 * gate * (1 - gate) * token.advantage)
+
+
+def divergence_mask(
+    token: Token, *, delta_below: float, delta_above: float, max_weight: float
+) -> Loss:
+    """-min(w, C) A log pi, or 0 where A > 0 and pi - mu > delta, or A < 0 and mu - pi > delta."""
+    rise = math.exp(token.log_prob) - math.exp(token.sampler)
+    if rise > delta_above if token.advantage > 0 else -rise > delta_below:
+        return Loss(0.0)
+    factor = -min(token.ratio, max_weight) * token.advantage
+    return Loss(factor * token.log_prob, in_log_prob=factor)
+
+
+def probability_mask(token: Token, *, epsilon: float) -> Loss:
+    """-w A where |pi - mu| is at most epsilon, else 0."""
+    if abs(math.exp(token.log_prob) - math.exp(token.sampler)) > epsilon:
+        return Loss(0.0)
+    return unclipped(token)
+
+
+def gamma(token: Token, **of_sign: float) -> Loss:
+    """-e^rate W^power e^(-rate W) A log pi."""
+    sign = "positive" if token.advantage > 0 else "negative"
+    power, rate = of_sign[f"power_{sign}"], of_sign[f"rate_{sign}"]
+    phi = math.exp(rate) * token.ratio**power * math.exp(-rate * token.ratio)
+    return Loss(-phi * token.advantage * token.log_prob, in_log_prob=-phi * token.advantage)
+
+
 SURROGATES: Mapping[str, Callable[..., Loss]] = {
     "clipped": clipped,
     "weight": weight,
     "unclipped": unclipped,
+    "dual_clipped": dual_clipped,
+    "soft_gate": soft_gate,
+    "divergence_mask": divergence_mask,
+    "probability_mask": probability_mask,
+    "gamma": gamma,
 }
 
 

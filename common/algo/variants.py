@@ -29,10 +29,19 @@ from common.algo.batch_advantages import (
     reward_to_go,
 )
 from common.algo.objective import Extras, Objective
+from common.algo.sampler_surrogate import (
+    divergence_masked_weight,
+    gamma_weight,
+    probability_masked_ratio,
+)
 from common.algo.surrogate import (
     clipped_surrogate,
     clipped_weight,
+    dual_clipped_surrogate,
+    geometric_mean_surrogate,
     sequence_log_ratio,
+    sequence_token_log_ratio,
+    soft_gated_surrogate,
     token_log_ratio,
     unclipped_surrogate,
 )
@@ -258,10 +267,131 @@ def opo(flags: ObjectiveFlags) -> Objective:
     )
 
 
+def grpo_dual_clip(flags: ObjectiveFlags) -> Objective:
+    """GRPO in which a token with A < 0 costs three times |A| at most, however likely it became.
+
+    Mastering Complex Control in MOBA Games, arXiv 1912.09729.
+    """
+    return Objective(
+        advantages=partial(within_groups, advantages=group_advantages),
+        log_ratio=token_log_ratio,
+        surrogate=partial(dual_clipped_surrogate, **_range(flags), dual_clip=3.0),
+        aggregate=sequence_mean,
+    )
+
+
+def sapo(flags: ObjectiveFlags) -> Objective:
+    """SAPO: a gradient that fades with the distance from the old policy, instead of a clip range.
+
+    arXiv 2511.20347.
+    """
+    del flags
+    gate = partial(soft_gated_surrogate, temperature_positive=1.0, temperature_negative=1.05)
+    return Objective(
+        advantages=partial(within_groups, advantages=group_advantages),
+        log_ratio=token_log_ratio,
+        surrogate=gate,
+        aggregate=sequence_mean,
+    )
+
+
+@own_defaults(clip_eps=3e-4, clip_eps_high=4e-4)
+def gspo_token(flags: ObjectiveFlags) -> Objective:
+    """GSPO-token: GSPO's ratio and clip range, and for each token a gradient of its own.
+
+    It differs from GSPO where the tokens of a sequence have different advantages.
+    arXiv 2507.18071, section 4.3.
+    """
+    return Objective(
+        advantages=partial(within_groups, advantages=group_advantages),
+        log_ratio=sequence_token_log_ratio,
+        surrogate=_clipped(flags),
+        aggregate=sequence_mean,
+    )
+
+
+@own_defaults(clip_eps=0.4)
+def gmpo(flags: ObjectiveFlags) -> Objective:
+    """GMPO: the geometric mean of a sequence's clipped ratios in place of their arithmetic mean.
+
+    arXiv 2507.20673.
+    """
+    return Objective(
+        advantages=partial(within_groups, advantages=group_advantages),
+        log_ratio=token_log_ratio,
+        surrogate=partial(geometric_mean_surrogate, **_range(flags)),
+        aggregate=sequence_mean,
+    )
+
+
+@own_defaults(clip_eps=2e-3, clip_eps_high=2.5e-3)
+def luspo(flags: ObjectiveFlags) -> Objective:
+    """LUSPO: GSPO in which each sequence counts by its length, so that no token counts less.
+
+    arXiv 2602.05261.
+    """
+    return Objective(
+        advantages=partial(within_groups, advantages=group_advantages),
+        log_ratio=sequence_log_ratio,
+        surrogate=_clipped(flags),
+        aggregate=partial(constant_length_mean, max_tokens=1),
+    )
+
+
+@own_defaults(clip_eps=0.15)
+def dppo_tv(flags: ObjectiveFlags) -> Objective:
+    """DPPO with binary total variation: drops what its advantage has pushed away from the sampler
+    by a probability of more than 0.15.
+
+    Advantages and lengths as in Dr. GRPO. arXiv 2602.04879.
+    """
+    return Objective(
+        advantages=partial(within_groups, advantages=mean_centred_advantages),
+        log_ratio=token_log_ratio,
+        surrogate=partial(divergence_masked_weight, **_range(flags), max_weight=20.0),
+        aggregate=partial(constant_length_mean, max_tokens=flags.max_completion_tokens),
+        uses_sampler=True,
+    )
+
+
+@own_defaults(clip_eps=0.3)
+def ipo(flags: ObjectiveFlags) -> Objective:
+    """IPO, INTELLECT policy optimization: drops what is further than a probability of 0.3 from the
+    sampler, on either side.
+
+    Documentation of prime-rl, whose penalty on the squared log-ratio is 0 by default.
+    """
+    return Objective(
+        advantages=partial(within_groups, advantages=mean_centred_advantages),
+        log_ratio=token_log_ratio,
+        surrogate=partial(probability_masked_ratio, **_range(flags)),
+        aggregate=token_mean,
+        uses_sampler=True,
+    )
+
+
+def vespo(flags: ObjectiveFlags) -> Objective:
+    """VESPO: weighs a sequence by a smooth function of its whole importance weight.
+
+    arXiv 2602.10693.
+    """
+    del flags
+    powers = {"power_positive": 2.0, "power_negative": 3.0}
+    rates = {"rate_positive": 3.0, "rate_negative": 2.0}
+    return Objective(
+        advantages=partial(within_groups, advantages=group_advantages),
+        log_ratio=token_log_ratio,
+        surrogate=partial(gamma_weight, **powers, **rates),
+        aggregate=token_mean,
+        uses_sampler=True,
+    )
+
+
 VARIANTS: Mapping[str, Callable[[ObjectiveFlags], Objective]] = {
     row.__name__: row
     for row in (
         *(grpo, dr_grpo, dapo, gspo, cispo, rloo),
+        *(grpo_dual_clip, sapo, gspo_token, gmpo, luspo, dppo_tv, ipo, vespo),
         *(lite_ppo, max_rl, gdpo, pass_at_k, reinforce_pp, reinforce_pp_baseline, opo),
     )
 }
@@ -280,7 +410,11 @@ def advantage_moments(advantages: Sequence[float]) -> Mapping[str, float]:
 
 
 def _clipped(flags: ObjectiveFlags) -> Callable[..., Any]:
-    return partial(clipped_surrogate, clip_eps=flags.clip_eps, clip_eps_high=_upper(flags))
+    return partial(clipped_surrogate, **_range(flags))
+
+
+def _range(flags: ObjectiveFlags) -> dict[str, float]:
+    return {"clip_eps": flags.clip_eps, "clip_eps_high": _upper(flags)}
 
 
 def _upper(flags: ObjectiveFlags) -> float:

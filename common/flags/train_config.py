@@ -217,9 +217,10 @@ class OptimizerFlags:
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveFlags:
     objective: Annotated[str, OWN_CODE] = "grpo"
-    """What is maximised: grpo, dr_grpo, dapo, gspo, cispo, rloo, lite_ppo, max_rl, gdpo,
-    pass_at_k, reinforce_pp, reinforce_pp_baseline, opo, or module:function or file.py:function of
-    your own, from the flags to an Objective."""
+    """What is maximised: grpo, dr_grpo, dapo, gspo, cispo, rloo, grpo_dual_clip, sapo, gspo_token,
+    gmpo, luspo, dppo_tv, ipo, vespo, lite_ppo, max_rl, gdpo, pass_at_k, reinforce_pp,
+    reinforce_pp_baseline, opo, or module:function or file.py:function of your own, from the flags
+    to an Objective."""
     kl_weight: float = 0.01
     """Weight of the KL penalty towards the model that the run started from; 0 loads no such
     reference."""
@@ -240,7 +241,9 @@ class ObjectiveFlags:
     """Learn from this share of a batch's tokens alone, those at which the policy was least sure;
     the KL penalty and the bonus for entropy see all of them."""
     clip_eps: float = by_objective(0.2)
-    """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]."""
+    """The probability ratio is clipped to [1 - clip_eps, 1 + clip_eps_high]; gmpo clips its
+    logarithm to [-clip_eps, clip_eps_high], dppo_tv and ipo bound the difference of probabilities
+    so."""
     clip_eps_high: float | None = by_objective(None)
     """Upper clip range; without one it is the same as clip_eps."""
     correction: Annotated[str, OWN_CODE] = "auto"

@@ -90,6 +90,14 @@ CLAIMS: dict[str, Claim | Biased | Same] = {
     "gspo": Same("grpo"),
     "cispo": Same("dapo"),
     "rloo": Claim("E[R]", reward_times(lambda size: 1.0)),
+    "grpo_dual_clip": Same("grpo"),
+    "sapo": Same("grpo"),
+    "gspo_token": Same("grpo"),
+    "gmpo": Same("grpo"),
+    "luspo": Biased("Divides by each group's deviation.", 1.0054, 0.9439),
+    "dppo_tv": Same("dr_grpo"),
+    "ipo": Biased("Divides by the batch's tokens.", 0.1995, 0.9980),
+    "vespo": Same("dapo"),
     "lite_ppo": Biased("Divides by the batch's tokens and its deviation.", 0.4018, 0.9347),
     "max_rl": Biased(
         "Divides by each group's mean; see below for right and wrong.", 0.1257, 0.9159

@@ -42,10 +42,14 @@ TOLERANCE = {"relative": 1e-7, "absolute": 1e-10}
 # Spreads of the log-ratio: on policy, a tiny step (within GSPO's clip range), a small step, and
 # ratios far outside any clip range.
 SPREADS = {"on policy": 0.0, "a tiny step": 5e-4, "a small step": 0.15, "far outside": 1.5}
-# On both sides of every bound there is: 0.8, 1.2, 1.28, 1.3, and those of dual clipping.
+# On both sides of every bound there is: 0.8, 1.2, 1.28, 1.3, exp(+-0.4), and dual clipping's 3.
 RATIOS = (0.3, 0.75, 0.85, 1.15, 1.25, 1.29, 2.0, 25.0)
-# Means of log-ratios on both sides of GSPO's bounds, 3e-4 below and 4e-4 above.
-SEQUENCE_LOG_RATIOS = (-2e-3, -3.5e-4, -1e-4, 1e-4, 3.5e-4, 5e-4, 2e-3, 0.7)
+# Means of log-ratios on both sides of GSPO's bounds, 3e-4 below and 4e-4 above, and of LUSPO's,
+# 2e-3 and 2.5e-3.
+SEQUENCE_LOG_RATIOS = (
+    *(-3e-3, -2.3e-3, -1.8e-3, -3.5e-4, -1e-4),
+    *(1e-4, 3.5e-4, 5e-4, 1.8e-3, 2.3e-3, 2.8e-3, 0.7),
+)
 # Of a token under the policy and under what sampled it: differences on both sides of 0, 0.15 and
 # 0.3 either way, at ratios of up to 40, and not in the order of these.
 PROBABILITIES = (
@@ -111,7 +115,7 @@ def cases() -> dict[str, tuple[Arrays, BatchTotals]]:
         np.tile(sampled, (2, 1)),
     )
     made["an advantage for each token"] = _part(
-        new, old, np.round(rng.normal(0.0, 1.0, mask.shape), 4), mask
+        new, old, np.where(mask, np.round(rng.normal(0.0, 1.0, mask.shape), 4), math.nan), mask
     )
     return made
 
@@ -187,7 +191,7 @@ def vector(name: str) -> dict[str, Any]:
                 "log_probs": _numbers(arrays.log_probs),
                 "log_probs_old": _numbers(arrays.old),
                 "log_probs_sampler": _numbers(arrays.sampler),
-                "advantages": arrays.advantages.tolist(),
+                "advantages": _advantages(arrays.advantages),
                 "mask": arrays.mask.astype(int).tolist(),
                 "sequences_in_optimizer_batch": totals.sequences,
                 "tokens_in_optimizer_batch": totals.tokens,
@@ -277,6 +281,10 @@ def _kl_of_token(
     if name == "kl_k3":
         return slow_k3(policy, reference, bounds["bound"])
     return slow_k3_weighted(policy, reference, sampler, bounds)
+
+
+def _advantages(given: np.ndarray) -> list[Any]:
+    return given.tolist() if given.ndim == 1 else _numbers(given)
 
 
 def _numbers(rows: Any) -> list[list[float | str | None]]:
