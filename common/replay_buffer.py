@@ -36,11 +36,12 @@ class Experience:
     log_probs_sampler: Float[Tensor, " time"]
     """As the sampler saw them; compared with `log_probs_old` to find mismatches."""
     log_probs_old: Float[Tensor, " time"]
-    """Under the policy that sampled: the sampler's until the learner has recomputed them."""
+    """Under the policy that sampled: the sampler's unless the learner has recomputed them."""
     kept: KeptSets | None = None
     """What a restricted sampler chose each token from: all log-probs are those of these sets."""
     scored_at: int | None = None
-    """How many optimizer steps the policy had done when it computed `log_probs_old`."""
+    """How many optimizer steps the policy had done when it computed `log_probs_old`; None if it has
+    not."""
     log_probs_ref: Float[Tensor, " time"] | None = None
     entropy: Float[Tensor, " time"] | None = None
     advantages: Float[Tensor, " time"] | None = None
@@ -58,6 +59,14 @@ class Experience:
             log_probs_old=log_probs,
             kept=trajectory.kept,
         )
+
+    @property
+    def mismatch(self) -> Float[Tensor, " tokens"] | None:
+        """How far sampler and learner differ about each sampled token, in nats, if it is known."""
+        if self.scored_at is None:
+            return None
+        difference = self.log_probs_old.double() - self.log_probs_sampler.double()
+        return difference[self.sampled].abs()
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -258,23 +267,28 @@ def score_tokens(
 
 def with_log_probs(
     experiences: Sequence[Experience],
-    policy: LogProbModel,
+    policy: LogProbModel | None,
     reference: LogProbModel | None,
     size: int,
 ) -> list[Experience]:
-    """The experiences with what the learner's policy and reference say of their tokens."""
-    scored = score_tokens(policy, experiences, size)
-    completed = [
-        replace(experience, log_probs_old=log_probs, entropy=entropy)
-        for experience, (log_probs, entropy) in zip(experiences, scored, strict=True)
-    ]
-    if reference is None:
-        return completed
-    scored = score_tokens(reference, experiences, size)
-    return [
-        replace(experience, log_probs_ref=log_probs)
-        for experience, (log_probs, _) in zip(completed, scored, strict=True)
-    ]
+    """The experiences with what the learner's policy and reference say of their tokens.
+
+    Without a policy the old log-probs stay the sampler's, and the entropy is not known.
+    """
+    completed = list(experiences)
+    if policy is not None:
+        scored = score_tokens(policy, completed, size)
+        completed = [
+            replace(experience, log_probs_old=log_probs, entropy=entropy)
+            for experience, (log_probs, entropy) in zip(completed, scored, strict=True)
+        ]
+    if reference is not None:
+        scored = score_tokens(reference, completed, size)
+        completed = [
+            replace(experience, log_probs_ref=log_probs)
+            for experience, (log_probs, _) in zip(completed, scored, strict=True)
+        ]
+    return completed
 
 
 class ReplayBuffer:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.flags.objective_flag import load_objective
-from tests.helpers import complain, load_script
+from tests.helpers import EXPERIMENTS, complain, load_script, read_rows, train_here
 from tests.test_objective_flag import SMALL, resolved
 
 OWN = """
@@ -63,6 +63,13 @@ def test_a_flag_beats_a_correction_of_the_objectives_own(own):
     assert chosen(*objective, "--correction", "opsm") == "opsm(cap=0.5)"
 
 
+def test_where_the_sampler_stands_for_the_old_policy_there_is_nothing_to_correct():
+    sampler = ("--old-log-probs", "sampler")
+    assert chosen(*sampler, use_bfloat16=True) is None
+    assert chosen(*sampler, "--correction", "none") is None
+    assert chosen(*sampler, "--correction", "opsm") == "opsm(cap=0.5)"
+
+
 def test_one_of_the_users_own(own):
     assert chosen("--correction", f"{own}:halved") == "halved"
 
@@ -98,6 +105,16 @@ def test_an_objective_that_compares_with_the_sampler_itself_takes_none(own):
         ("--correction-range 1", "--correction-range 1: must be two numbers as low,high"),
         ("--correction-range nan,2", "--correction-range nan,2: must be two numbers as low,high"),
         ("--correction opsm --correction-cap 0", "--correction-cap 0.0: must be above 0"),
+        (
+            "--old-log-probs sampler --correction token_masked",
+            "--correction token_masked: there is nothing to correct where --old-log-probs sampler "
+            "compares the policy with the sampler; leave out one of the two flags",
+        ),
+        (
+            "--old-log-probs sampler --top-entropy 0.2",
+            "--top-entropy 0.2: the entropy comes of the pass that --old-log-probs sampler leaves "
+            "out; leave out one of the two flags",
+        ),
         ("--correction {own}:absent", "own.py has no function 'absent'"),
         (
             "--objective {own}:with_the_sampler --correction opsm",
@@ -112,3 +129,52 @@ def test_what_cannot_be_is_one_line(own, tmp_path, flags, complaint):
     assert (code, said.count("\n")) == (2, 1)
     assert complaint.format(own=own) in said
     assert not (tmp_path / "runs").exists()
+
+
+def first_rows(*flags: str, log_dir: Path, experiment: str = "experiment_base") -> dict[str, float]:
+    """What the first optimizer step and the first batch of a run have logged."""
+    train_here(*SMALL, *flags, experiment=experiment, log_dir=log_dir)
+    rows = read_rows(log_dir / experiment / "r" / "metrics.jsonl")
+    (step,) = (row for row in rows if "training_step/loss" in row)
+    (batch,) = (row for row in rows if "rollouts/returns_mean" in row)
+    return {**batch, **step}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_with_the_samplers_log_probs_the_first_ratio_is_to_the_sampler(tmp_path, experiment):
+    """In bfloat16 it is not 1; nothing is said of a learner's pass that there has not been."""
+    flags = ("--old-log-probs", "sampler", "--dtype", "bfloat16")
+    logged = first_rows(*flags, log_dir=tmp_path, experiment=experiment)
+    assert 1 < logged["training_step/ratio_max"] < 2
+    assert not [name for name in logged if "mismatch" in name]
+    assert "rollouts/entropy_mean" not in logged
+    assert logged["training_step/entropy"] > 0
+
+
+@pytest.mark.slow
+def test_in_float32_it_makes_no_difference_whose_log_probs_they_are(tmp_path):
+    logged = [
+        first_rows("--old-log-probs", whose, "--temperature", "0.8", log_dir=tmp_path / whose)
+        for whose in ("learner", "sampler")
+    ]
+    for name in ("loss", "grad_norm", "kl", "entropy", "ratio_max"):
+        by_learner, by_sampler = (row[f"training_step/{name}"] for row in logged)
+        assert by_sampler == pytest.approx(by_learner, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_what_a_correction_does_is_logged_and_learned_from(tmp_path, own):
+    """A weight of one half on each token halves the gradient."""
+    kept = ("--kl-weight", "0", "--max-grad-norm", "0", "--correction")
+    whole = first_rows(*kept, "none", log_dir=tmp_path / "whole")
+    half = first_rows(*kept, f"{own}:halved", log_dir=tmp_path / "half")
+    norm = "training_step/grad_norm"
+    assert half[norm] == pytest.approx(whole[norm] / 2)
+    assert not [name for name in whole if name.startswith("correction/")]
+    assert {name: value for name, value in half.items() if name.startswith("correction/")} == {
+        "correction/weight_mean": 0.5,
+        "correction/weight_max": 0.5,
+        "correction/dropped_fraction": 0.0,
+        "correction/effective_sample_size": 1.0,
+    }

@@ -87,6 +87,7 @@ OTHERS = """
 --model-name some/model
 --monitor-kl
 --objective objectives:mine
+--old-log-probs sampler
 --overlong penalty
 --overlong-buffer 0.5
 --overlong-prompts drop

@@ -45,7 +45,10 @@ FULL = (
     *("--lr-schedule", "cosine", "--warmup-fraction", "0.5", "--top-p", "0.9"),
 )
 # Without a warm-up, which is a share of all steps, a longer run begins as a shorter one does.
-LORA = ("--checkpoint-interval", "2", "--lora-rank", "4", "--warmup-fraction", "0")
+LORA = (
+    *("--checkpoint-interval", "2", "--lora-rank", "4", "--warmup-fraction", "0"),
+    *("--old-log-probs", "sampler"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,9 @@ CORRECTIONS: Mapping[str, partial[Tensor]] = {
     "opsm": partial(opsm, cap=0.5),
 }
 
+# Their weights are made of pi_old / mu, and 1 where mu takes the place of pi_old.
+OF_OLD_POLICY = CORRECTIONS.keys() - {"opsm"}
+
 
 def _log_weights(tokens: TokenBatch) -> Float[Tensor, "batch time"]:
     """log(pi_old / mu) in nats, at most `MAX_LOG_RATIO` either way; 0 outside the mask."""

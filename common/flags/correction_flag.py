@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from common.algo.correction import CORRECTIONS
+from common.algo.correction import CORRECTIONS, OF_OLD_POLICY
 from common.algo.objective import Objective
 from common.errors import UserError
 from common.own_code import import_function, names_own_code
@@ -29,8 +29,8 @@ def with_correction(objective: Objective, config: TrainConfig, *, use_bfloat16: 
     name = config.correction
     bounds = _bounds(config)
     if name == "auto":
-        has_none = objective.correction is None and not objective.uses_sampler
-        if has_none and use_bfloat16:
+        takes_one = not objective.uses_sampler and config.old_log_probs == "learner"
+        if objective.correction is None and takes_one and use_bfloat16:
             return replace(objective, correction=CORRECTIONS[IN_BFLOAT16])
         return objective
     if name == "none":
@@ -42,6 +42,11 @@ def with_correction(objective: Objective, config: TrainConfig, *, use_bfloat16: 
         )
     if names_own_code(name):
         return replace(objective, correction=import_function("--correction", name))
+    if config.old_log_probs == "sampler" and name in OF_OLD_POLICY:
+        raise UserError(
+            f"--correction {name}: there is nothing to correct where --old-log-probs sampler "
+            "compares the policy with the sampler; leave out one of the two flags"
+        )
     return replace(objective, correction=partial(CORRECTIONS[name], **bounds))
 
 

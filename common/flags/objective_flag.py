@@ -55,5 +55,10 @@ def load_objective(config: TrainConfig, *, use_bfloat16: bool) -> Objective:
 def _with_top_entropy(objective: Objective, config: TrainConfig) -> Objective:
     if config.top_entropy == 1:
         return objective
+    if config.old_log_probs == "sampler":
+        raise UserError(
+            f"--top-entropy {config.top_entropy:g}: the entropy comes of the pass that "
+            "--old-log-probs sampler leaves out; leave out one of the two flags"
+        )
     advantages = partial(of_top_entropy, advantages=objective.advantages, share=config.top_entropy)
     return replace(objective, advantages=advantages)

@@ -246,11 +246,14 @@ class ObjectiveFlags:
     so."""
     clip_eps_high: float | None = by_objective(None)
     """Upper clip range; without one it is the same as clip_eps."""
+    old_log_probs: Literal["learner", "sampler"] = "learner"
+    """What the policy is compared with: the log-probs that the learner computes anew before it
+    learns from a batch, or those of the sampler, which leaves out that pass."""
     correction: Annotated[str, OWN_CODE] = "auto"
     """What makes up for a sampler that is not quite the policy: token_truncated, token_masked,
     sequence_truncated, sequence_masked, sequence_geometric, opsm, none, or module:function or
     file.py:function of your own, from tokens to weights. auto is the objective's own, if it has
-    one, else token_truncated in bfloat16 and none in float32."""
+    one, else token_truncated in bfloat16 and none in float32 or with --old-log-probs sampler."""
     correction_cap: float | None = None
     """Most that a truncated weight may be; with opsm the bound in nats. Default: 2, opsm 0.5."""
     correction_range: str | None = None

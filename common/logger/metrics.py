@@ -122,12 +122,10 @@ _OF_KEPT = (
 def _log_prob_metrics(experiences: Sequence[Experience]) -> Metrics:
     """Over all sampled tokens of a batch, before it is learned from."""
     old = _sampled_tokens(experiences, "log_probs_old")
-    sampler = _sampled_tokens(experiences, "log_probs_sampler")
     ref = _sampled_tokens(experiences, "log_probs_ref")
     entropy = _sampled_tokens(experiences, "entropy")
     metrics: Metrics = {}
-    if len(old):
-        mismatch = np.abs(old - sampler)
+    if len(mismatch := mismatches(experiences)):
         metrics |= {
             "logprob_mismatch_mean": mismatch.mean(),
             "logprob_mismatch_max": mismatch.max(),
@@ -143,6 +141,12 @@ def _log_prob_metrics(experiences: Sequence[Experience]) -> Metrics:
             "kl_bounded_fraction": (kl > MAX_K3).mean(),
         }
     return metrics
+
+
+def mismatches(experiences: Sequence[Experience]) -> np.ndarray:
+    """Of sampler and learner at all sampled tokens; empty unless the learner has scored them."""
+    known = [one.mismatch for one in experiences if one.mismatch is not None]
+    return torch.cat(known).numpy() if known else np.empty(0)
 
 
 def _sampled_tokens(experiences: Sequence[Experience], name: str) -> np.ndarray:

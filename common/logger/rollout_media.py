@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.logger.media import Bars, Histogram, Table
-from common.logger.metrics import is_criterion, scores_by_name
+from common.logger.metrics import is_criterion, mismatches, scores_by_name
 from common.replay_buffer import Experience
 from common.rewards.tags import ANSWER_TAG, extract_tag
 from common.rollout.trajectory import Group, Rollout
@@ -35,12 +35,8 @@ def histograms(groups: Sequence[Group], experiences: Sequence[Experience]) -> di
     values["rollouts/advantages_hist"] = np.array([a for group in groups for a in group.advantages])
     lengths = [rollout.trajectory.num_sampled for rollout in rollouts]
     values["rollouts/completion_tokens_hist"] = np.array(lengths)
-    values["rollouts/logprob_mismatch_hist"] = np.concatenate(
-        [
-            (one.log_probs_old - one.log_probs_sampler)[one.sampled].abs().double().numpy()
-            for one in experiences
-        ]
-    )
+    if len(mismatch := mismatches(experiences)):
+        values["rollouts/logprob_mismatch_hist"] = mismatch
     return {name: Histogram.of(numbers) for name, numbers in values.items()}
 
 

@@ -219,17 +219,21 @@ class Session:
         return groups
 
     def score(self, groups: Sequence[Group]) -> list[Experience]:
-        """What there is to learn from, with the log-probs of the policy and of its reference."""
+        """What there is to learn from, with the log-probs of the policy and of its reference.
+
+        With `--old-log-probs sampler` the sampler's stand for the policy's.
+        """
+        recomputes = self.config.old_log_probs == "learner"
         score = partial(
             with_log_probs,
-            policy=self.learner.policy,
+            policy=self.learner.policy if recomputes else None,
             reference=self.reference,
             size=self.config.micro_batch_size,
         )
         with self.timer("log_probs"):
             mask_truncated = self.config.overlong == "mask"
             experiences = experiences_from(groups, mask_truncated=mask_truncated)
-            done = self.learner.global_step
+            done = self.learner.global_step if recomputes else None
             return [replace(one, scored_at=done) for one in self.ranks.split(experiences, score)]
 
     def report(self, step: int, groups: Sequence[Group], experiences: Sequence[Experience]) -> None:

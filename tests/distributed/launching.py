@@ -26,6 +26,7 @@ SMALL = (
     *("--device", "cpu", "--rollouts-per-step", "6", "--group-size", "4"),
     *("--train-batch-size", "12", "--micro-batch-size", "5", "--eval-samples", "5"),
     *("--max-completion-tokens", "24", "--log-completions-interval", "1"),
+    *("--correction", "sequence_truncated"),
 )
 
 

@@ -122,6 +122,7 @@ def make_experience(
         advantages=torch.full((3,), advantage),
         log_probs_sampler=torch.tensor([0.0, *(sampler or old)]),
         log_probs_old=torch.tensor([0.0, *old]),
+        scored_at=0,
         log_probs_ref=None if ref is None else torch.tensor([0.0, *ref]),
         entropy=torch.tensor([0.0, 0.5, 1.5]),
     )
@@ -141,6 +142,13 @@ def test_log_prob_metrics_are_means_over_sampled_tokens():
     assert metrics["rollouts/kl_max"] == pytest.approx(kl, rel=1e-5)
     assert metrics["rollouts/kl_std"] == pytest.approx(kl * math.sqrt(3) / 4, rel=1e-5)
     assert metrics["rollouts/kl_bounded_fraction"] == 0
+
+
+def test_a_sampler_that_stands_for_the_learner_has_no_mismatch():
+    """Not one of 0, which would say that they had been compared."""
+    experiences = [replace(make_experience(1.0, [-1.0, -2.0], None), scored_at=None)]
+    metrics = rollout_metrics(GROUPS, experiences)
+    assert not [name for name in metrics if "mismatch" in name]
 
 
 def test_the_kl_is_told_as_it_is_beside_the_share_of_tokens_whose_penalty_is_bounded():

@@ -38,7 +38,7 @@ GROUPS = [make_group(0, 0.0, 1.0, 0.5, 0.5), make_group(1, 1.0, 1.0)]
 
 
 def test_histograms_count_every_rollout_and_every_sampled_token():
-    experiences = random_experiences(3)
+    experiences = [replace(one, scored_at=0) for one in random_experiences(3)]
     sampled = int(sum(one.sampled.sum() for one in experiences))
     found = histograms(GROUPS, experiences)
     totals = {name: sum(histogram.counts) for name, histogram in found.items()}
