@@ -59,6 +59,7 @@ OTHERS = """
 --figures-snapshots 11
 --gradient-checkpointing
 --group-size 4
+--head-dtype float32
 --histogram-interval 6
 --keep-checkpoints 1
 --kl-estimator k1

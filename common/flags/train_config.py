@@ -104,6 +104,9 @@ class ModelFlags:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the arithmetic; weights that are trained stay float32. auto is bfloat16 on
     CUDA, else float32; float16 is refused."""
+    head_dtype: Literal["same", "float32"] = "same"
+    """Precision of the projection onto the vocabulary: the same as of all else, or float32, with
+    which sampler and learner differ less in bfloat16."""
     attn: Annotated[str | None, ROUNDING] = None
     """Attention implementation for transformers, such as sdpa, eager or flash_attention_2."""
     gradient_checkpointing: Annotated[bool, ROUNDING] = False
@@ -484,6 +487,7 @@ class TrainConfig(
             self.lora_alpha,
             self.load_in_4bit,
             self.trust_remote_code,
+            head_in_float32=self.head_dtype == "float32",
         )
 
     def sampling(self, temperature: float) -> Sampling:

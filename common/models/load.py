@@ -75,6 +75,8 @@ class ModelOptions:
     load_in_4bit: bool = False
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
+    head_in_float32: bool = False
+    """Whether the projection onto the vocabulary is kept out of bfloat16."""
     num_tokens: int | None = None
     """Ids of the tokenizer. What the model has beyond them is never sampled."""
 
@@ -179,7 +181,35 @@ def _load_base(options: ModelOptions, name: str) -> transformers.PreTrainedModel
     align(model)
     if options.num_tokens is not None:
         cut_vocabulary(model, options.num_tokens)
+    if options.head_in_float32:
+        project_in_float32(model)
     return model
+
+
+class Float32Linear(torch.nn.Linear):
+    """A linear map in float32, also under autocast and of weights that are held in bfloat16."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(input.device.type, enabled=False):
+            return torch.nn.functional.linear(input.float(), self.weight.float(), bias)
+
+
+def project_in_float32(model: transformers.PreTrainedModel) -> None:
+    """Let the model project onto its vocabulary in float32, wherever it is called from.
+
+    A log-prob is a small difference of logits, which bfloat16 rounds to 1 / 256 of their size.
+    Raises `UserError` for a projection that is not linear.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
+        raise UserError(
+            f"--head-dtype float32: {type(model).__name__} has no linear projection onto its "
+            "vocabulary; leave it out, or use --dtype float32"
+        )
+    exact = Float32Linear(head.in_features, head.out_features, device="meta")
+    exact.weight, exact.bias = head.weight, head.bias
+    model.set_output_embeddings(exact)
 
 
 def _check_decoder(config: transformers.PretrainedConfig, name: str) -> None:

@@ -23,10 +23,12 @@ from common.models.load import (
     load_policy,
     load_reference,
     load_tokenizer,
+    project_in_float32,
     stop_token_ids,
 )
 from common.models.log_probs import AdaptersOff, TokenLogProbs
 from common.rollout.chat import ChatFormat
+from common.rollout.decode_batch import DecodeBatch
 from common.rollout.generate import Interrupted, LocalGenerator, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
 from tests.small_models import SMALL_SHAPE, build_model, save_model, save_model_with_code
@@ -117,6 +119,35 @@ class TestWeights:
             adapter = "lora_" in name
             assert parameter.requires_grad is adapter
             assert parameter.dtype is (torch.float32 if adapter else torch.bfloat16)
+
+    @pytest.mark.parametrize("lora_rank", [0, 2])
+    def test_a_projection_in_float32_is_that_for_learner_and_sampler(self, saved_model, lora_rank):
+        """Of hidden states in bfloat16, whose products with the weights are not rounded."""
+        settings = {"use_bfloat16": True, "head_in_float32": True, "lora_rank": lora_rank}
+        model = load_policy(options_for(saved_model("llama"), **settings)).eval()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            hidden = model.base_model(input_ids=IDS).last_hidden_state[0]
+            decoded = DecodeBatch.read(model, [tuple(IDS[0].tolist())]).logits[0]
+        exact = hidden.double() @ cast(Any, model.get_output_embeddings()).weight.double().T
+        expected = exact.log_softmax(-1)[:-1].gather(1, IDS[0, 1:, None])[:, 0]
+        learned = log_probs_of(model, use_bfloat16=True)[0, 1:]
+        counted = SCORED[0, 1:]
+        torch.testing.assert_close(learned[counted].double(), expected[counted], rtol=0, atol=1e-5)
+        torch.testing.assert_close(decoded.double(), exact[-1], rtol=0, atol=1e-5)
+
+    def test_a_projection_in_float32_is_saved_as_any_other(self, saved_model, tmp_path):
+        options = options_for(saved_model("qwen3"), head_in_float32=True)
+        exact = load_policy(options)
+        exact.save_pretrained(tmp_path)
+        plain = load_policy(options_for(tmp_path))
+        assert plain.state_dict().keys() == exact.state_dict().keys()
+        assert torch.equal(log_probs_of(plain), log_probs_of(exact))
+
+    def test_a_projection_that_is_not_linear_cannot_be_in_float32(self, saved_model):
+        model = load_policy(options_for(saved_model("llama")))
+        model.set_output_embeddings(torch.nn.Identity())
+        with pytest.raises(UserError, match="--head-dtype float32: LlamaForCausalLM has no linear"):
+            project_in_float32(model)
 
     def test_lie_where_torch_would_put_them(self, tmp_path, saved_model):
         """A safetensors file is mapped as it lies: its header's length decides the address."""
