@@ -46,14 +46,16 @@ LAST_EVALUATIONS = 3
 EVALUATED_EVERY = 2
 EVALUATED_TASKS = 256
 
-COLOURS = {
-    "none": "tab:red",
-    "token_truncated": "tab:orange",
-    "token_masked": "tab:green",
-    "sequence_masked": "tab:blue",
-    "sequence_geometric": "tab:purple",
+CORRECTIONS = ("token_truncated", "token_masked", "sequence_masked", "sequence_geometric")
+METHODS = {
+    "none": ("--correction", "none"),
+    "old_log_probs_sampler": ("--correction", "none", "--old-log-probs", "sampler"),
+    "head_dtype_float32": ("--correction", "none", "--head-dtype", "float32"),
+    **{name: ("--correction", name) for name in CORRECTIONS},
 }
-CORRECTIONS = tuple(COLOURS)
+UNDER_LAG = ("none", "old_log_probs_sampler", *CORRECTIONS)
+IN_BFLOAT16 = ("none", "head_dtype_float32", "token_truncated")
+COLOURS = ("tab:red", "tab:brown", "tab:orange", "tab:green", "tab:blue", "tab:purple")
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,14 @@ class StudyConfig:
 class Run:
     """One training; what is not named here is as `experiment_base` has it."""
 
-    correction: str
+    method: str
     lag: int
     seed: int
     dtype: str = "float32"
 
     @property
     def name(self) -> str:
-        return f"{self.dtype}-lag{self.lag}-{self.correction}-seed{self.seed}"
+        return f"{self.dtype}-lag{self.lag}-{self.method}-seed{self.seed}"
 
     def directory(self, config: StudyConfig) -> Path:
         return config.root / OlderWeights.experiment / self.name
@@ -93,7 +95,6 @@ class Run:
             "--run-name": self.name,
             "--log-dir": config.root.resolve(),
             "--lag": self.lag,
-            "--correction": self.correction,
             "--seed": self.seed,
             "--dtype": self.dtype,
             "--max-steps": config.steps,
@@ -102,7 +103,7 @@ class Run:
             "--checkpoint-interval": 0,
         }
         given = [str(part) for item in flags.items() for part in item]
-        return [*given, "--no-wandb", "--no-tensorboard"]
+        return [*given, *METHODS[self.method], "--no-wandb", "--no-tensorboard"]
 
 
 Kind = tuple[str, int, str]
@@ -111,15 +112,13 @@ Kind = tuple[str, int, str]
 def main(config: StudyConfig) -> None:
     console, start = Console(soft_wrap=True, highlight=False), time.perf_counter()
     of_lags = [
-        Run(correction, lag, seed)
+        Run(method, lag, seed)
         for seed in config.seeds
         for lag in (0, *config.lags)
-        for correction in (CORRECTIONS if lag else ("none",))
+        for method in (UNDER_LAG if lag else ("none",))
     ]
     of_precision = [
-        Run(correction, 0, seed, "bfloat16")
-        for seed in config.seeds
-        for correction in ("none", "token_truncated")
+        Run(method, 0, seed, "bfloat16") for seed in config.seeds for method in IN_BFLOAT16
     ]
     trained = train_all(config, [*of_lags, *of_precision])
     minutes = (time.perf_counter() - start) / 60
@@ -143,7 +142,7 @@ def kinds(config: StudyConfig, runs: Iterable[Run]) -> dict[Kind, list[list[dict
     found: dict[Kind, list[list[dict[str, Any]]]] = {}
     for run in sorted(runs, key=lambda run: run.lag):
         rows = rows_of(run.directory(config))
-        found.setdefault((run.correction, run.lag, run.dtype), []).append(rows)
+        found.setdefault((run.method, run.lag, run.dtype), []).append(rows)
     return found
 
 
@@ -190,25 +189,25 @@ def result_table(found: Mapping[Kind, list[list[dict[str, Any]]]]) -> str:
         "effective sample": (lambda rows: mean(rows, EFFECTIVE), ".3f"),
         "dropped": (lambda rows: mean(rows, DROPPED), ".3f"),
     }
-    titles = ["lag", "correction", *columns]
+    titles = ["lag", "method", *columns]
     titles.insert(4, f"steps to {GOAL}")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for (correction, lag, dtype), runs in found.items():
+    for (method, lag, dtype), runs in found.items():
         cells = [spread([of(rows) for rows in runs], form) for of, form in columns.values()]
         cells.insert(2, ", ".join(steps_to_goal(rows) for rows in runs))
         where = str(lag) if dtype == "float32" else f"{lag}, {dtype}"
-        lines.append(f"| {where} | `{correction}` | {' | '.join(cells)} |")
+        lines.append(f"| {where} | `{method}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def difference_table(found: Mapping[Kind, list[list[dict[str, Any]]]]) -> str:
     """Final rewards less those of another kind of run with the same seeds, by seed."""
-    lines = ["| lag | correction | less lag 0 | less `none` |", "|---|---|---|---|"]
+    lines = ["| lag | method | less lag 0 | less `none` |", "|---|---|---|---|"]
     control = found["none", 0, "float32"]
-    for (correction, lag, dtype), runs in found.items():
+    for (method, lag, dtype), runs in found.items():
         if lag:
             without = found["none", lag, dtype]
-            others = [control] if correction == "none" else [control, without]
+            others = [control] if method == "none" else [control, without]
             cells = [
                 ", ".join(
                     f"{last_reward(rows) - last_reward(base):+.3f}"
@@ -216,7 +215,7 @@ def difference_table(found: Mapping[Kind, list[list[dict[str, Any]]]]) -> str:
                 )
                 for other in others
             ]
-            lines.append(f"| {lag} | `{correction}` | {' | '.join([*cells, ''][:2])} |")
+            lines.append(f"| {lag} | `{method}` | {' | '.join([*cells, ''][:2])} |")
     return "\n".join(lines)
 
 
@@ -277,8 +276,8 @@ def draw(config: StudyConfig, found: Mapping[Kind, list[list[dict[str, Any]]]], 
     for line, lag in zip(axes, config.lags, strict=True):
         for axis, (name, title) in zip(line, panels.items(), strict=True):
             draw_band(axis, found["none", 0, "float32"], name, "black", "lag 0")
-            for correction, colour in COLOURS.items():
-                draw_band(axis, found[correction, lag, "float32"], name, colour, correction)
+            for method, colour in zip(UNDER_LAG, COLOURS, strict=True):
+                draw_band(axis, found[method, lag, "float32"], name, colour, method)
             finish(axis, f"{title}, lag {lag}", False)
     axes[0, 0].legend(frameon=False)
     axes[0, 1].set_ylim(0, None)
