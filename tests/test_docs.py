@@ -6,6 +6,7 @@ import json
 import re
 from fnmatch import fnmatch
 
+from common.algo.variants import VARIANTS
 from tests.helpers import REPOSITORY
 from tests.test_layering import ROOMS
 from tests.test_public_face import FILE
@@ -40,6 +41,15 @@ def missing_for(experiment: str, parents: dict[str, str]) -> list[str]:
         ),
     }
     return [what for what, is_there in needed.items() if not is_there]
+
+
+def test_every_objective_has_a_row_in_its_page_and_is_named_in_the_help():
+    rows = re.findall(r"^\| `(\w+)` \|", read("docs/objectives.md"), re.M)
+    assert sorted(rows) == sorted(VARIANTS)
+    (said,) = re.findall(
+        r'"""What is maximised: (.*?)"""', read("common/flags/train_config.py"), re.S
+    )
+    assert [name for name in VARIANTS if not re.search(rf"\b{name}\b", said)] == []
 
 
 def test_every_experiment_has_all_that_belongs_to_it():

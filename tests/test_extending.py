@@ -133,9 +133,9 @@ def distinct_completions_are_counted(directory: Path) -> None:
 
 def a_loss_that_clips_nothing_is_learned_from(directory: Path) -> None:
     record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    assert "--objective sapo" in record["inputs"]
-    assert record["objective"].endswith("experiment_base/sapo.py:sapo")
-    assert record["objective_functions"]["surrogate"] == "soft_gate"
+    assert "--objective topr" in record["inputs"]
+    assert record["objective"].endswith("experiment_base/topr.py:topr")
+    assert record["objective_functions"]["surrogate"] == "tapered_weight"
     steps = [r for r in read_rows(directory / "metrics.jsonl") if "training_step/loss" in r]
     assert steps
     assert all(row["training_step/grad_norm"] > 0 for row in steps)
