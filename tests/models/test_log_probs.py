@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch import Tensor
 
+from common.models.kept_sets import KeptSets
 from common.models.load import ModelOptions, load_policy, load_reference
 from common.models.log_probs import (
     AdaptersOff,
@@ -173,6 +175,9 @@ def test_the_reference_is_the_policy_without_its_adapters_under_lora(model_direc
     policy(*batch())[0].sum().backward()
     optimizer.step()
     assert torch.equal(reference(*batch())[0], expected)
+    two = KeptSets.of([np.unique([int(token), 7]) for token in batch()[0].flatten()])
+    of_two = KeptSets(two.token_ids, two.sizes.view(3, 24))
+    assert torch.equal(reference(*batch(), of_two)[0], base(*batch(), of_two)[0])
     assert float((policy(*batch())[0] - expected).abs().max()) > 0.01
 
 
