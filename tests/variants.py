@@ -396,7 +396,7 @@ def slow_loss(name: str, arrays: Arrays, totals: BatchTotals) -> tuple[float, np
         positions = [t for t in range(len(row)) if row[t]]
         if not positions:
             continue
-        share = _share(parameters, len(positions), totals)
+        share = share_of(parameters, len(positions), totals)
         losses = slow_token_losses(parameters, sampled_of(arrays, i, positions))
         loss += share * sum(losses.values)
         for j, t in enumerate(positions):
@@ -425,7 +425,7 @@ def slow_token_losses(parameters: Parameters, sampled: Sampled) -> Sloped:
     return Sloped(values, slopes)
 
 
-def _share(parameters: Parameters, length: int, totals: BatchTotals) -> float:
+def share_of(parameters: Parameters, length: int, totals: BatchTotals) -> float:
     """Of a token, from the length of its sequence and the totals of the optimizer batch."""
     if parameters.aggregation == "sequence_mean":
         return 1 / length / totals.sequences

@@ -244,7 +244,7 @@ def kl_vector(name: str) -> dict[str, Any]:
         given |= {"log_probs_sampler": (sampler, OUTSIDE), "log_probs_old": (policy - 0.1, OUTSIDE)}
     known = [
         [
-            _kl_of_token(name, float(p), float(r), float(s), bounds)
+            kl_of_token(name, float(p), float(r), float(s), bounds)
             for p, r, s in zip(*rows, strict=True)
         ]
         for rows in zip(policy, reference, sampler, strict=True)
@@ -270,7 +270,7 @@ def kl_vector(name: str) -> dict[str, Any]:
     }
 
 
-def _kl_of_token(
+def kl_of_token(
     name: str, policy: float, reference: float, sampler: float, bounds: Mapping[str, float]
 ) -> tuple[float, float]:
     """The estimate and its slope, 0 for k1, which is taken from the reward."""
