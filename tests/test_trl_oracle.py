@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from common.algo.aggregation import masked_mean
+from common.algo.batch_advantages import of_top_entropy
 from common.algo.correction import CORRECTIONS
 from common.algo.kl import PENALTIES
 from common.algo.objective import Objective
@@ -45,19 +47,34 @@ def assert_the_same(found: tuple[float, Tensor], expected: tuple[float, Tensor, 
     assert found[1].abs().max() > 1e-3
 
 
+def trl_weights(inputs: Inputs, mode: str, low: float | None, high: float | None) -> Tensor:
+    settings = {
+        "vllm_importance_sampling_mode": mode,
+        "vllm_importance_sampling_clip_min": low,
+        "vllm_importance_sampling_clip_max": high,
+    }
+    scores = torch.zeros(len(inputs.mask), 1, dtype=torch.float64)
+    return trl_scored(inputs, scores, group_size=2, **settings)["importance_sampling_ratio"]
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
 # The settings of TRL that mean the same as a row, and how far log(pi / pi_old) spreads.
-SAME = {
+SEQUENCES: dict[str, Any] = {"importance_sampling_level": "sequence"}
+SAME: dict[str, tuple[dict[str, Any], float]] = {
     "grpo": ({"loss_type": "grpo"}, 0.3),
     "dr_grpo": ({"loss_type": "dr_grpo"}, 0.3),
     "dapo": ({"loss_type": "dapo", "epsilon_high": 0.28}, 0.3),
-    "gspo": (
-        {"importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4},
-        1e-3,
+    "gspo": (SEQUENCES | {"epsilon_low": 3e-4, "epsilon_high": 4e-4}, 1e-3),
+    "grpo_dual_clip": ({"loss_type": "grpo", "args.delta": 3.0}, 1.5),
+    "sapo": ({"loss_type": "sapo"}, 0.3),
+    "luspo": (
+        SEQUENCES | {"loss_type": "luspo", "epsilon_low": 2e-3, "epsilon_high": 2.5e-3},
+        5e-3,
     ),
+    "vespo": ({"loss_type": "vespo"}, 0.3),
 }
 
 
@@ -68,6 +85,48 @@ def test_the_same_definition_gives_the_same_loss_and_gradient(name, kl_weight):
     inputs = make_inputs(spread)
     found = ours(VARIANTS[name], inputs, kl_weight)
     assert_the_same(found, trl_loss(inputs, beta=kl_weight, **settings))
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+def test_gmpo_is_the_same(kl_weight):
+    trainer = pytest.importorskip("trl.experimental.gmpo.gmpo_trainer").GMPOTrainer
+    inputs = make_inputs(0.6)
+    expected = trl_loss(inputs, trainer, beta=kl_weight, epsilon_low=0.4, epsilon_high=0.4)
+    assert_the_same(ours(VARIANTS["gmpo"], inputs, kl_weight), expected)
+
+
+def test_vespo_is_the_same_under_another_sampler_where_no_correction_cuts_its_weights():
+    """TRL multiplies policy / old policy by its correction's weights of tokens, ours is policy /
+    sampler at once: the default, which drops a token at 3, makes another weight of the answer."""
+    inputs = make_inputs(sampler_spread=0.4)
+    found = ours(VARIANTS["vespo"], inputs)
+    exact = trl_weights(inputs, "token_truncate", None, math.inf)
+    assert_the_same(found, trl_loss(inputs, weights=exact, loss_type="vespo"))
+
+    cut = trl_weights(inputs, "token_mask", None, 1.5)
+    _, theirs, _ = trl_loss(inputs, weights=cut, loss_type="vespo")
+    changed = ((theirs - found[1]).abs() > 1e-12).any(dim=-1)
+    with_a_cut = ((cut == 0) & inputs.mask).any(dim=-1) & (inputs.advantages != 0)
+    assert changed.tolist() == with_a_cut.tolist()
+
+
+@pytest.mark.parametrize(("share", "quantile"), [(0.25, 0.25), (6 / 27, 0.2)])
+def test_the_tokens_of_highest_entropy_are_the_same_but_for_the_quantile(inputs, share, quantile):
+    """Of these 27 tokens both keep 7 for a quarter. For a fifth we keep 5, the nearest number; TRL
+    keeps the 6 at or above a quantile that it interpolates."""
+    chosen = of_top_entropy(
+        replace(
+            batch_of([inputs.advantages.tolist()]),
+            turns=torch.where(inputs.mask, 0, -1),
+            mask=inputs.mask,
+            entropy=inputs.entropy,
+        ),
+        advantages=lambda _: inputs.advantages,
+        share=share,
+    )
+    settings, _ = SAME["dapo"]
+    found = ours(VARIANTS["dapo"], replace(inputs, advantages=chosen))
+    assert_the_same(found, trl_loss(inputs, top_entropy_quantile=quantile, **settings))
 
 
 def test_cispo_differs_in_what_its_upper_bound_is_counted_from(inputs):
@@ -138,12 +197,11 @@ def test_the_weighted_k3_is_the_same_where_the_old_policy_is_the_sampler(inputs,
 def test_the_weighted_k3_differs_with_ratios_of_sequences():
     """TRL weighs each token's k3 by the ratio of the loss: the geometric mean of the sequence in
     GSPO. Ours is always that of the token, without which it is no importance weight."""
-    settings, _ = SAME["gspo"]
     inputs = make_inputs()
     objective = replace(VARIANTS["gspo"], kl_penalty=PENALTIES["k3_weighted"])
     _, plain = ours(objective, inputs)
     _, both = ours(objective, inputs, 0.1)
-    settings = settings | {"args.use_bias_correction_kl": True}
+    settings: dict[str, Any] = SAME["gspo"][0] | {"args.use_bias_correction_kl": True}
     _, their_plain, _ = trl_loss(inputs, **settings)
     _, their_both, _ = trl_loss(inputs, **settings, beta=0.1)
     assert relative_error(their_both - their_plain, both - plain) == pytest.approx(0.193, abs=1e-3)
@@ -176,16 +234,6 @@ CORRECTED = {
     "sequence_truncated": ({"cap": 1.5}, "sequence_truncate", None, 1.5),
     "sequence_masked": ({"low": 0.5, "high": 3.0}, "sequence_mask", 0.5, 3.0),
 }
-
-
-def trl_weights(inputs: Inputs, mode: str, low: float | None, high: float | None) -> Tensor:
-    settings = {
-        "vllm_importance_sampling_mode": mode,
-        "vllm_importance_sampling_clip_min": low,
-        "vllm_importance_sampling_clip_max": high,
-    }
-    scores = torch.zeros(len(inputs.mask), 1, dtype=torch.float64)
-    return trl_scored(inputs, scores, group_size=2, **settings)["importance_sampling_ratio"]
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.1])

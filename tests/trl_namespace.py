@@ -30,7 +30,7 @@ GRPOTrainer = grpo_trainer.GRPOTrainer
 
 @dataclass(frozen=True)
 class Inputs:
-    """A whole optimizer batch, float64: sequences x time, advantages one per sequence."""
+    """A whole optimizer batch in float64, sequences x time; TRL has one advantage per sequence."""
 
     log_probs: Tensor
     old: Tensor
@@ -45,7 +45,7 @@ class Inputs:
         return BatchTotals(len(self.mask), int(self.mask.sum()))
 
     def tokens(self, log_probs: Tensor) -> TokenBatch:
-        advantages = self.advantages[:, None].expand(self.mask.shape)
+        advantages = self.advantages.view(len(self.mask), -1).expand(self.mask.shape)
         return TokenBatch(
             log_probs, self.old, self.sampler, self.ref, advantages, self.mask, self.totals
         )
@@ -178,7 +178,8 @@ def trl_loss(
     if weights is not None:
         given["importance_sampling_ratio"] = weights
         trainer.use_vllm = trainer.vllm_importance_sampling_correction = True
-    loss = trainer_class._compute_loss(trainer, None, given)
+    with in_float64():
+        loss = trainer_class._compute_loss(trainer, None, given)
     loss.backward()
     assert log_probs.grad is not None
     return loss.item(), log_probs.grad, torch.zeros(()) if entropy.grad is None else entropy.grad
