@@ -9,6 +9,7 @@ of one small language: they compare corrections, and say nothing of the errors i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -21,7 +22,7 @@ from common.algo.correction import CORRECTIONS, sequence_truncated, token_trunca
 from common.algo.objective import Objective
 from common.algo.tokens import TokenBatch
 from tests.algo.enumeration import World, expected_gradient, expected_reward, gradient_of
-from tests.algo.test_enumeration import cosine, error
+from tests.algo.test_enumeration import cosine, error, page_section
 from tests.variants import VARIANTS
 
 WORLD = World()
@@ -105,6 +106,15 @@ def test_the_bias_under_a_correction_is_what_is_stated(name):
         gradient = expected_gradient(objectives()[name], WORLD, policy, sampler(policy))
         found.append((error(gradient, true), cosine(gradient, true)))
     assert found == [pytest.approx(expected, abs=6e-5) for expected in BIAS[name]]
+
+
+def test_the_page_states_the_same():
+    table = re.findall(r"^\| `?\w+`? \| \d.*\|$", page_section("Off policy"), re.M)
+    lines = [
+        f"| `{name}` | {' | '.join(f'{error:.3f}, {cosine:.3f}' for error, cosine in bias)} |"
+        for name, bias in BIAS.items()
+    ]
+    assert table == lines
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
