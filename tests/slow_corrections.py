@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from tests.variants import Sampled
+import numpy as np
+
+from common.algo.aggregation import BatchTotals
+from tests.variants import PARAMETERS, Arrays, Sampled, sampled_of, slow_token_losses
 
 
 def _ratios(sampled: Sampled) -> list[float]:
@@ -49,3 +52,34 @@ SLOW_CORRECTIONS: Mapping[str, Callable[..., Sequence[float]]] = {
         *(sequence_geometric, opsm),
     )
 }
+
+BOUNDS: Mapping[str, Mapping[str, float]] = {
+    "token_truncated": {"cap": 2.0},
+    "token_masked": {"low": 0.5, "high": 5.0},
+    "sequence_truncated": {"cap": 2.0},
+    "sequence_masked": {"low": 0.5, "high": 2.0},
+    "sequence_geometric": {"low": 0.99, "high": 1.01},
+    "opsm": {"cap": 0.5},
+}
+"""Those of the vectors, which are usual here."""
+
+
+def slow_corrected(
+    name: str, arrays: Arrays, totals: BatchTotals
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """Weights, GRPO's loss with them, and its gradient. What is dropped still counts."""
+    weights, gradient = (np.zeros(arrays.mask.shape) for _ in range(2))
+    loss = 0.0
+    for i, row in enumerate(arrays.mask):
+        positions = [t for t in range(len(row)) if row[t]]
+        if not positions:
+            continue
+        sampled = sampled_of(arrays, i, positions)
+        losses = slow_token_losses(PARAMETERS["grpo"], sampled)
+        share = 1 / len(positions) / totals.sequences
+        for j, weight in enumerate(SLOW_CORRECTIONS[name](sampled, **BOUNDS[name])):
+            weights[i, positions[j]] = weight
+            loss += share * weight * losses.values[j]
+            for k, slope in enumerate(losses.slopes[j]):
+                gradient[i, positions[k]] += share * weight * slope
+    return weights, loss, gradient

@@ -144,7 +144,7 @@ def a_loss_that_clips_nothing_is_learned_from(directory: Path) -> None:
 
 def tokens_have_weights(directory: Path) -> None:
     record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    assert record["objective_functions"]["correction"] == "truncated_weight"
+    assert record["objective_functions"]["correction"] == "tempered"
     assert record["objective_functions"]["aggregate"] == "sequence_mean"
 
 

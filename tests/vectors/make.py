@@ -14,6 +14,7 @@ import numpy as np
 
 from common.algo.aggregation import BatchTotals
 from tests.slow_advantages import Advantages, Compared
+from tests.slow_corrections import BOUNDS, slow_corrected
 from tests.variants import (
     PARAMETERS,
     VARIANTS,
@@ -28,6 +29,7 @@ from tests.variants import (
 
 DIRECTORY = Path(__file__).parent
 SCHEMA = 3
+CORRECTION = "correction"
 # Of each estimator of the KL. That of k3 is verl's and other frameworks': a token beyond it counts
 # as 10 nats and has no gradient.
 KL_BOUNDS: Mapping[str, dict[str, float]] = {
@@ -287,6 +289,63 @@ def _advantages(given: np.ndarray) -> list[Any]:
     return given.tolist() if given.ndim == 1 else _numbers(given)
 
 
+# pi_old / mu of the tokens of a sequence, and which of them are sampled: tokens on both sides of
+# every bound; a product and a mean near 1 of tokens that are not; means within 0.99 and 1.01 of a
+# product that is not, and beyond them of one that is within 0.5 and 2; products beyond those.
+WEIGHTS = (
+    ((0.45, 0.55, 1.0, 1.9, 2.1, 4.9), "111111"),
+    ((5.2, 0.2, 1.0, 1.0, 0.97, 1.0), "111111"),
+    ((1.008, 1.008, 1.009, 1.008, 1.008, 1.009), "111111"),
+    ((0.985, 1.0, 0.985, 1.0, 1.0, 0.985), "101001"),
+    ((1.4, 1.4, 1.4, 1.0, 1.0, 1.0), "111000"),
+    ((0.6, 1.0, 0.6, 1.0, 1.0, 1.1), "101001"),
+    ((1.0, 1.0, 1.0, 0.999, 1.0, 1.0), "000100"),
+    ((1.0, 1.0, 1.0, 1.0, 1.0, 1.0), "000000"),
+)
+# log(pi / pi_old) of the sequences: the means of log(mu / pi) and of log(pi_old / pi) are on both
+# sides of 0.5, and not always on the same.
+MOVES = (0.02, -0.55, -0.48, -0.6, -0.6, -0.3, -0.51, 0.0)
+
+
+def correction_vector() -> dict[str, Any]:
+    """Weights, and the loss and gradient of GRPO with them."""
+    rng = np.random.default_rng(20251018)
+    mask = np.array([[bit == "1" for bit in bits] for _, bits in WEIGHTS])
+    old = np.round(rng.normal(-2.5, 0.5, mask.shape), 4)
+    sampler = old - np.round(np.log([weights for weights, _ in WEIGHTS]), 6)
+    new = old + np.array(MOVES)[:, None] + np.round(rng.normal(0.0, 0.01, mask.shape), 6)
+    advantages = np.array([1.25, -0.75, -0.5, 1.0, -1.5, -0.25, -1.0, 1.0])
+    new, old, sampler = (
+        np.where(mask, values, np.resize(OUTSIDE, mask.shape)) for values in (new, old, sampler)
+    )
+    arrays = Arrays(new, old, sampler, advantages, mask)
+    totals = BatchTotals(sequences=len(mask) + 1, tokens=int(mask.sum()) + 3)
+    return {
+        "schema": SCHEMA,
+        "variant": CORRECTION,
+        "parameters": asdict(PARAMETERS["grpo"]),
+        "tolerance": TOLERANCE,
+        "log_probs": _numbers(arrays.log_probs),
+        "log_probs_old": _numbers(arrays.old),
+        "log_probs_sampler": _numbers(arrays.sampler),
+        "advantages": advantages.tolist(),
+        "mask": mask.astype(int).tolist(),
+        "sequences_in_optimizer_batch": totals.sequences,
+        "tokens_in_optimizer_batch": totals.tokens,
+        "cases": [
+            {
+                "name": name,
+                "bounds": bounds,
+                "weights": weights.tolist(),
+                "loss": loss,
+                "gradient": gradient.tolist(),
+            }
+            for name, bounds in BOUNDS.items()
+            for weights, loss, gradient in [slow_corrected(name, arrays, totals)]
+        ],
+    }
+
+
 def _numbers(rows: Any) -> list[list[float | str | None]]:
     """JSON has finite numbers alone: others are strings, and NaN is null in every other row."""
     return [[_number(float(value), row % 2) for value in values] for row, values in enumerate(rows)]
@@ -315,7 +374,8 @@ def as_text(content: Mapping[str, Any]) -> str:
 
 def all_vectors() -> dict[str, dict[str, Any]]:
     """What belongs into each file, by the name of its variant."""
-    return {name: vector(name) for name in VARIANTS} | {name: kl_vector(name) for name in KL_BOUNDS}
+    of_kl = {name: kl_vector(name) for name in KL_BOUNDS}
+    return {name: vector(name) for name in VARIANTS} | of_kl | {CORRECTION: correction_vector()}
 
 
 if __name__ == "__main__":
