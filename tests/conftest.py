@@ -26,7 +26,12 @@ jaxtyping.install_import_hook(WITH_TENSORS, "beartype.beartype")
 # Else each of hundreds of runs in this process reads the help of its flags from their source anew.
 docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# On a busy machine an example may take longer than 200 ms, which says nothing of it.
+hypothesis.settings.register_profile("without a deadline", deadline=None)
+hypothesis.settings.load_profile("without a deadline")
 
 if TYPE_CHECKING:
     # Else imported by the fixtures: the process that hands out tests to others needs none of it.

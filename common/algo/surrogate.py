@@ -47,8 +47,7 @@ def sequence_token_log_ratio(
     """Every token has the value of its sequence's ratio and the gradient of its own log-prob.
 
     With one advantage per sequence and `sequence_mean` that is the gradient of
-    `sequence_log_ratio`; with one per token each keeps its own. GSPO-token, arXiv 2507.18071,
-    equation 14.
+    `sequence_log_ratio`; with one per token each keeps its own. GSPO-token, arXiv 2507.18071.
     """
     value = sequence_log_ratio(log_probs, log_probs_old, mask).detach()
     return torch.where(mask, value + (log_probs - log_probs.detach()), 0.0)
@@ -84,7 +83,7 @@ def dual_clipped_surrogate(
     """`clipped_surrogate`, in which a token with A < 0 counts as `dual_clip` |A| at most.
 
     Beyond a ratio of `dual_clip`, which is at least 1, such a token is clipped, too. Dual-clip
-    PPO, arXiv 1912.09729, equation 5.
+    PPO, arXiv 1912.09729.
     """
     loss, clipped = clipped_surrogate(
         log_ratio, tokens, clip_eps=clip_eps, clip_eps_high=clip_eps_high
@@ -104,7 +103,7 @@ def geometric_mean_surrogate(
 
     The range is [-clip_eps, clip_eps_high] of the *logarithm*, one-sided as in
     `clipped_surrogate`; a clipped token has no gradient, and the others of its sequence keep
-    theirs. Goes with `token_log_ratio` and `sequence_mean`. GMPO, arXiv 2507.20673, equation 4.
+    theirs. Goes with `token_log_ratio` and `sequence_mean`. GMPO, arXiv 2507.20673.
     """
     clipped = pushed_out(log_ratio, tokens.advantages, -clip_eps, clip_eps_high)
     within = torch.where(clipped, log_ratio.detach().clamp(-clip_eps, clip_eps_high), log_ratio)
@@ -122,7 +121,7 @@ def soft_gated_surrogate(
     """-A sigmoid(t (r - 1)) 4 / t: the gradient fades with the ratio's distance from 1.
 
     It is that of `unclipped_surrogate` on policy, whatever the temperature t, which depends on the
-    sign of A: the higher, the faster it fades. SAPO, arXiv 2511.20347, equations 5 and 6.
+    sign of A: the higher, the faster it fades. SAPO, arXiv 2511.20347.
     """
     temperature = by_sign(tokens.advantages, temperature_positive, temperature_negative)
     gate = torch.sigmoid(temperature * (log_ratio.exp() - 1)) * 4 / temperature

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.algo.advantages import (
@@ -89,7 +89,6 @@ def test_where_the_mean_is_not_positive_nothing_is_divided_by_it(rewards):
         assert found.tolist() == [0.0] * len(rewards)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 10, width=16), min_size=2, max_size=12),
     st.sampled_from([0.25, 2.0, 512.0]),

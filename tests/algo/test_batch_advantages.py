@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -110,7 +110,6 @@ COMPARING = {row.describe()["advantages"]: name for name, row in VARIANTS.items(
 
 
 @pytest.mark.parametrize("name", COMPARING.values())
-@settings(deadline=None)
 @given(given=compared())
 def test_every_row_compares_as_its_slow_loop(name, given):
     advantages = VARIANTS[name].advantages
@@ -166,7 +165,6 @@ def test_a_penalty_at_tokens_is_none_of_the_rewards():
         decoupled_advantages(batch)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_decoupled_advantages_depend_on_no_scale_but_that_of_weights(data):
     """Rewards in another unit are the same rewards; a group of equal scores gets exactly zero."""
@@ -198,7 +196,6 @@ def test_where_no_completion_has_a_token_there_is_nothing_to_weigh():
     assert length_weighted_advantages(batch).tolist() == [0.0, 0.0, -1.0, 1.0]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_the_length_weighted_advantages_of_a_groups_tokens_sum_to_zero(data):
     size = data.draw(st.integers(2, 6))

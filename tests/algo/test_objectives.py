@@ -202,7 +202,7 @@ CLIPPING = [name for name in VARIANTS if surrogate_of(name, on_policy([1]))[1] i
 
 
 @pytest.mark.parametrize("name", [name for name in CLIPPING if name != "cispo"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(arrays=micro_batches())
 def test_a_token_counts_as_clipped_exactly_where_its_own_loss_does_not_move_it(name, arrays):
     """CISPO counts the weights that it bounds, and moves those tokens still."""

@@ -325,7 +325,7 @@ PIECES = (
 TURNS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     scripts=st.lists(TURNS, min_size=1, max_size=6),
     seed=st.integers(0, 10_000),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import (
@@ -74,7 +74,6 @@ SETTINGS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(SETTINGS, st.integers(0, 2**31))
 def test_what_is_kept_is_what_the_processors_of_transformers_keep(sampling, seed):
     generator = torch.Generator().manual_seed(seed)

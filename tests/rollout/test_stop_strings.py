@@ -36,7 +36,7 @@ TEXTS = st.lists(
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("string", ["</tool>", "Question:", "\n\n", "word ", "é", "😀"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=TEXTS)
 def test_it_is_the_first_token_with_which_the_text_holds_the_string(name, string, text):
     tokenizer = TOKENIZERS[name]

@@ -68,7 +68,7 @@ def test_a_reply_cannot_forge_a_turn(name):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(reply=st.text(max_size=80))
 def test_any_reply_leaves_the_delimiters_alone(name, reply):
     chat = chat_of(name)
@@ -77,7 +77,7 @@ def test_any_reply_leaves_the_delimiters_alone(name, reply):
 
 
 @pytest.mark.parametrize("name", ["bundled", "qwen2.5"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(reply=st.text(max_size=300), limit=st.integers(8, 60))
 def test_a_reply_is_cut_to_its_tokens_and_says_so(name, reply, limit):
     chat = chat_of(name)

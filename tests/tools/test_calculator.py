@@ -129,9 +129,7 @@ HOSTILE = st.one_of(
 )
 
 
-@settings(
-    max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
-)
+@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow], database=None)
 @given(HOSTILE)
 def test_hostile_text_is_answered_quickly_and_never_raises(text):
     # A collection of the garbage of all the other tests is not the calculator's time.

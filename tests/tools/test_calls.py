@@ -256,7 +256,7 @@ def test_any_text_is_an_argument_as_it_is(query):
     assert (call.status, call.arguments) == ("ok", {"query": query})
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.one_of(st.text(max_size=300), st.lists(PIECES, max_size=40).map("".join)))
 @pytest.mark.parametrize("call_format", ["tags", "hermes", "xml"])
 def test_whatever_is_written_is_read(call_format, text):

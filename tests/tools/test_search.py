@@ -70,7 +70,7 @@ def test_passages_are_of_whole_sentences_and_overlap_by_some():
     ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     text=st.text(st.sampled_from("ab .!?\n#|A1"), max_size=400),
     size=st.integers(3, 30),
@@ -217,7 +217,7 @@ class TestTools:
     def test_a_query_that_finds_nothing_is_told_so(self, tools, query):
         assert tools["search"](query).startswith("error: ")
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(query=st.text(max_size=200))
     def test_any_query_has_an_answer(self, tools, query):
         assert isinstance(tools["search"](query), str)
