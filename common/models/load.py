@@ -179,10 +179,10 @@ def _load_base(options: ModelOptions, name: str) -> transformers.PreTrainedModel
         )
     disable_dropout(model)
     align(model)
-    if options.num_tokens is not None:
-        cut_vocabulary(model, options.num_tokens)
     if options.head_in_float32:
         project_in_float32(model)
+    if options.num_tokens is not None:
+        cut_vocabulary(model, options.num_tokens)
     return model
 
 

@@ -34,7 +34,10 @@ def generated(options: ModelOptions) -> list[tuple[list[int], list[float]]]:
     return [(completion.token_ids, completion.log_probs) for completion in found]
 
 
-def test_ids_without_a_token_are_never_sampled(options):
+@pytest.mark.parametrize("head_in_float32", [False, True])
+def test_ids_without_a_token_are_never_sampled(options, head_in_float32):
+    options = replace(options, head_in_float32=head_in_float32)
+
     def beyond(settings: ModelOptions) -> int:
         return sum(token >= KNOWN for ids, _ in generated(settings) for token in ids)
 
