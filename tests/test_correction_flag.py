@@ -102,6 +102,12 @@ def test_an_objective_that_compares_with_the_sampler_itself_takes_none(own):
             "--correction token_masked --correction-range 2,0.5",
             "--correction-range 2,0.5: must be two numbers as low,high, from 0 on and rising",
         ),
+        (
+            "--correction token_masked --correction-range 1.1,2",
+            "--correction-range 1.1,2: drops the weight 1, that of a token on which sampler and "
+            "policy agree; give one around it, such as 0.5,5",
+        ),
+        ("--correction sequence_masked --correction-range 0,0.9", "0,0.9: drops the weight 1"),
         ("--correction-range 1", "--correction-range 1: must be two numbers as low,high"),
         ("--correction-range nan,2", "--correction-range nan,2: must be two numbers as low,high"),
         ("--correction opsm --correction-cap 0", "--correction-cap 0.0: must be above 0"),

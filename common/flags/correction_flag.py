@@ -75,7 +75,10 @@ def _check_takes(name: str, bound: str, given: str) -> None:
 
 
 def parse_range(text: str) -> tuple[float, float]:
-    """Two numbers as `low,high`. Raises `UserError` for anything else."""
+    """Two numbers as `low,high`. Raises `UserError` for anything else.
+
+    1 is within them: it is the weight where sampler and policy agree.
+    """
     try:
         low, high = map(float, text.split(","))
     except ValueError:
@@ -84,5 +87,10 @@ def parse_range(text: str) -> tuple[float, float]:
         raise UserError(
             f"--correction-range {text}: must be two numbers as low,high, from 0 on and rising, "
             "such as 0.5,5"
+        )
+    if not low <= 1 <= high:
+        raise UserError(
+            f"--correction-range {text}: drops the weight 1, that of a token on which sampler and "
+            "policy agree; give one around it, such as 0.5,5"
         )
     return low, high

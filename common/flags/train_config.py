@@ -260,8 +260,8 @@ class ObjectiveFlags:
     correction_cap: float | None = None
     """Most that a truncated weight may be; with opsm the bound in nats. Default: 2, opsm 0.5."""
     correction_range: str | None = None
-    """What weights may be that are not dropped, as low,high. Default: 0.5,5 for token_masked, 0.5,2
-    for sequence_masked, 0.99,1.01 for sequence_geometric."""
+    """What weights may be that are not dropped, as low,high around 1. Default: 0.5,5 for
+    token_masked, 0.5,2 for sequence_masked, 0.99,1.01 for sequence_geometric."""
     overlong: Literal["keep", "mask", "penalty"] = "keep"
     """Completions that were cut at their limit: keep them, mask them out of the loss, or take a
     penalty from their reward (DAPO's soft overlong punishment)."""
