@@ -280,6 +280,17 @@ def by_the_other_sign(moved: Tensor, advantages: Tensor, *, bound: float) -> Ten
     return by_the_sign(moved, -advantages, bound=bound)
 
 
+def leaves_the_denominator(surrogate: Callable[..., Any]) -> Callable[..., Any]:
+    """The mean over tokens is one over those that the row keeps."""
+
+    def mistaken(log_ratio: Tensor, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+        loss, dropped = surrogate(log_ratio, tokens)
+        kept = int((tokens.mask & ~dropped).sum())
+        return loss * int(tokens.mask.sum()) / max(1, kept), dropped
+
+    return mistaken
+
+
 def from_the_old_policy(surrogate: Callable[..., Any]) -> Callable[..., Any]:
     """pi_old in the place of the sampler."""
 
@@ -579,6 +590,10 @@ WRONG: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
                 divergence, dropped=partial(whatever_the_sign, bound=0.1), own_gradient=True
             )
         },
+    ),
+    "IPO whose dropped tokens leave the denominator": (
+        "ipo",
+        {"surrogate": leaves_the_denominator(VARIANTS["ipo"].surrogate)},
     ),
     "IPO from the old policy": (
         "ipo",
