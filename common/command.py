@@ -97,7 +97,13 @@ def complaint_as_line(complaint: str) -> str:
     """tyro's framed message as one line: the flag, its value, and what is accepted."""
     text = " ".join(re.sub(r"[─│╭╮╰╯┌┐└┘━]|-{5,}", " ", complaint).split())
     message = re.split(r" (?:Argument helptext|For full helptext)", text)[0]
+    message = re.sub(r"(?<=Expected one of \()[^)]*", _in_order, message)
     for pattern, line in _COMPLAINTS_OF_TYRO.items():
         if match := re.search(pattern, message):
             return match.expand(line)
     return f"{message}; see --help"
+
+
+def _in_order(choices: re.Match[str]) -> str:
+    """Where a flag may be left open tyro has them in any order, and None among them."""
+    return ", ".join(sorted({*choices[0].split(", ")} - {"'None'"}))

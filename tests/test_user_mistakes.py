@@ -59,6 +59,10 @@ def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:
         (["--lr", "-1"], ["--lr -1", "above 0"]),
         (["--lr", "nan"], ["--lr nan", "above 0"]),
         (["--learning-rate", "0"], ["--lr 0", "above 0"]),
+        (
+            ["--kl-estimator", "k4"],
+            ["--kl-estimator k4: must be one of 'k1', 'k2', 'k3', 'k3_weighted'\n"],
+        ),
         (["--lr-schedule", "wild"], ["--lr-schedule wild: must be one of 'constant', "]),
         (["--temperature", "0"], ["--temperature 0", "above 0"]),
         (["--top-p", "1.5"], ["--top-p 1.5", "at most 1"]),
