@@ -110,6 +110,11 @@ def test_an_objective_that_compares_with_the_sampler_itself_takes_none(own):
         ("--correction sequence_masked --correction-range 0,0.9", "0,0.9: drops the weight 1"),
         ("--correction-range 1", "--correction-range 1: must be two numbers as low,high"),
         ("--correction-range nan,2", "--correction-range nan,2: must be two numbers as low,high"),
+        (
+            "--correction token_truncated --correction-cap 0.9",
+            "--correction-cap 0.9: cuts the weight 1, that of a token on which sampler and policy "
+            "agree; give 1 or more, such as 2",
+        ),
         ("--correction opsm --correction-cap 0", "--correction-cap 0.0: must be above 0"),
         (
             "--old-log-probs sampler --correction token_masked",

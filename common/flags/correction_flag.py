@@ -62,6 +62,11 @@ def _bounds(config: TrainConfig) -> Mapping[str, float]:
     if config.correction_cap is not None:
         _check_takes(name, "cap", f"--correction-cap {config.correction_cap:g}")
         given["cap"] = config.correction_cap
+        if name in OF_OLD_POLICY and config.correction_cap < 1:
+            raise UserError(
+                f"--correction-cap {config.correction_cap:g}: cuts the weight 1, that of a token "
+                "on which sampler and policy agree; give 1 or more, such as 2"
+            )
     if config.correction_range is not None:
         _check_takes(name, "low", f"--correction-range {config.correction_range}")
         given["low"], given["high"] = parse_range(config.correction_range)

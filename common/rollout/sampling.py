@@ -57,7 +57,8 @@ class Sampling:
         if self.top_p < 1:
             steps.append(f"of these those that reach {self.top_p:g} of their sum (--top-p)")
         if self.min_p > 0:
-            steps.append(f"of these those {self.min_p:g} times as likely as the first (--min-p)")
+            likely = f"at least {self.min_p:g} times as likely as the first"
+            steps.append(f"of these those {likely} (--min-p)")
         return f"each token is sampled from {', '.join(steps)}; learner and reference see the same"
 
 
