@@ -81,6 +81,10 @@ def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:
             ["--kl-estimator k3: in the reward", "biased", "use k1"],
         ),
         (["--kl-in", "reward", "--kl-weight", "0"], ["--kl-in reward", "give --kl-weight 0.01"]),
+        (
+            ["--kl-estimator", "k2", "--kl-weight", "0"],
+            ["--kl-estimator k2: a --kl-weight of 0 descends nothing; give --kl-weight 0.01"],
+        ),
         (["--clip-eps", "1"], ["--clip-eps 1", "below 1"]),
         (["--dtype", "float16"], ["--dtype float16", "bfloat16"]),
         (

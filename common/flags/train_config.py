@@ -475,6 +475,11 @@ class TrainConfig(
                 f"--kl-estimator {estimator}: in the reward, which has no gradient of its own, it "
                 "is biased; use k1 there, or --kl-in loss"
             )
+        if not self.kl_weight and estimator != "k3":
+            raise UserError(
+                f"--kl-estimator {estimator}: a --kl-weight of 0 descends nothing; give "
+                "--kl-weight 0.01"
+            )
 
     def model_options(self, device: torch.device) -> ModelOptions:
         return ModelOptions(
