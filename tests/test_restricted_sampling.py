@@ -269,3 +269,18 @@ def test_a_run_says_what_is_kept_and_agrees_with_its_sampler(tmp_path):
     assert max(mismatch) < 1e-4
     assert ratios[::2] == [1.0, 1.0]
     assert all(ratio != 1 for ratio in ratios[1::2])
+
+
+def test_an_evaluation_is_restricted_as_training_is(tmp_path):
+    """From the likeliest token alone there is no choosing, at any temperature."""
+    few = (
+        *("--rollouts-per-step", "2", "--group-size", "2", "--max-steps", "1", "--no-wandb"),
+        *("--no-tensorboard", "--eval-samples", "8"),
+    )
+    metric, returns = "eval/returns_mean", []
+    for flag in ("--top-k=1", "--eval-temperature=0", "--top-k=0"):
+        train_here(*few, flag, "--run-name", flag.strip("-"), log_dir=tmp_path)
+        rows = read_rows(tmp_path / "experiment_base" / flag.strip("-") / "metrics.jsonl")
+        returns.append(next(row[metric] for row in rows if metric in row))
+    restricted, greedy, free = returns
+    assert restricted == greedy != free

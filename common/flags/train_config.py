@@ -258,7 +258,8 @@ class ObjectiveFlags:
     file.py:function of your own, from tokens to weights. auto is the objective's own, if it has
     one, else token_truncated in bfloat16 and none in float32 or with --old-log-probs sampler."""
     correction_cap: float | None = None
-    """Most that a truncated weight may be; with opsm the bound in nats. Default: 2, opsm 0.5."""
+    """Most that a truncated weight may be, from 1 on; with opsm the bound in nats. Default: 2, opsm
+    0.5."""
     correction_range: str | None = None
     """What weights may be that are not dropped, as low,high around 1. Default: 0.5,5 for
     token_masked, 0.5,2 for sequence_masked, 0.99,1.01 for sequence_geometric."""
