@@ -187,7 +187,11 @@ RULES = (
     Rule("much_clipped", much_clipped, "lower --lr or --epochs-per-step"),
     Rule("gradient_spike", gradient_spike, "lower --lr or --max-grad-norm"),
     Rule("kl_spike", kl_spike, "lower --kl-weight or --lr, or --kl-estimator k2"),
-    Rule("mismatch_high", mismatch_high, "use --dtype float32, or --attn eager"),
+    Rule(
+        "mismatch_high",
+        mismatch_high,
+        "use --dtype float32 or --head-dtype float32, or --attn eager",
+    ),
     Rule(
         "weights_running_away",
         weights_running_away,
