@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from common.replay_buffer import Experience
@@ -174,7 +175,11 @@ def load_script(experiment: str, name: str = "train") -> ModuleType:
 
 
 def run_here(script: ModuleType, arguments: Sequence[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `python train.py` with these arguments, in this process."""
+    """Exit code, stdout and stderr of `python train.py` with these arguments, in this process.
+
+    Accelerate has one state for all of a process, which keeps the precision of the first run.
+    """
+    AcceleratorState._reset_state(reset_partial_state=True)
     output, errors, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["train.py", *arguments]
     code = 0
