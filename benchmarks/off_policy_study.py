@@ -2,8 +2,8 @@
 
 python -m benchmarks.off_policy_study          (about half an hour on two cores)
 
-Draws `off_policy_study_curves.png` beside this file and writes the tables into `off_policy_study.md`.
-Runs that are finished are read; those that are not, are run.
+Draws `off_policy_study_curves.png` beside this file, and writes the tables into
+`off_policy_study.md`. Runs that are finished are read; those that are not, are run.
 """
 
 from __future__ import annotations
