@@ -17,6 +17,7 @@ from common.algo.advantages import ComparedBatch
 from common.algo.aggregation import BatchTotals
 from common.algo.kl import kl_divergence_k1
 from common.algo.tokens import TokenBatch
+from common.models.device import moved
 from common.models.kept_sets import KeptSets
 from common.models.log_probs import AdaptersOff, TokenLogProbs
 from common.rollout.trajectory import Group, Trajectory
@@ -164,7 +165,7 @@ class ExperienceBatch:
     @classmethod
     def collate(cls, experiences: Sequence[Experience], device: torch.device) -> ExperienceBatch:
         def padded(name: str) -> Tensor:
-            return _padded([getattr(experience, name) for experience in experiences]).to(device)
+            return moved(_padded([getattr(experience, name) for experience in experiences]), device)
 
         lengths = torch.tensor([len(experience) for experience in experiences])
         time = torch.arange(int(lengths.max()))
@@ -173,12 +174,12 @@ class ExperienceBatch:
         advantages = _padded_if_known([experience.advantages for experience in experiences])
         return cls(
             padded("token_ids"),
-            (time < lengths[:, None]).to(device),
+            moved(time < lengths[:, None], device),
             padded("sampled"),
             padded("log_probs_sampler"),
             log_probs_old,
-            None if ref is None else ref.to(device),
-            None if advantages is None else advantages.to(log_probs_old.dtype).to(device),
+            None if ref is None else moved(ref, device),
+            None if advantages is None else moved(advantages.to(log_probs_old.dtype), device),
             int(lengths.sum()),
             _kept_of(experiences, device),
         )
@@ -251,13 +252,19 @@ def score_tokens(
     policy: LogProbModel, experiences: Sequence[Experience], size: int
 ) -> list[tuple[Float[Tensor, " time"], Float[Tensor, " time"]]]:
     """Log-probs and entropies of each experience's tokens under a model, on the CPU."""
-    rows: list[tuple[Tensor, Tensor]] = []
+    passes: list[tuple[Tensor, Tensor]] = []
     device = next(policy.parameters()).device
     for batch in micro_batches(experiences, size, device):
         log_probs, entropy = policy(
             batch.token_ids, batch.attention_mask, batch.sampled, batch.kept
         )
-        rows.extend(zip(log_probs.cpu(), entropy.cpu(), strict=True))
+        passes.append((log_probs, entropy))
+    # Copied when all passes are under way, as a copy waits for the device.
+    rows = [
+        row
+        for log_probs, entropy in passes
+        for row in zip(log_probs.cpu(), entropy.cpu(), strict=True)
+    ]
     scored = dict(zip(_by_length(experiences), rows, strict=True))
     return [
         (scored[index][0][: len(experience)], scored[index][1][: len(experience)])

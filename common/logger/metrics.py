@@ -403,7 +403,7 @@ class StepSums:
         self._loss: Tensor | float = 0.0
         self._components: dict[str, Tensor] = {}
         self._scored: Tensor | float = 0.0
-        self._ratio_max: Tensor = torch.tensor(-math.inf)
+        self._ratio_max: Tensor | None = None
         self._token_sums: dict[str, Tensor] = {}
         self._weights: WeightSums | None = None
         self._outcome: Metrics = {}
@@ -422,8 +422,7 @@ class StepSums:
         mask = batch.sampled
         self._loss = self._loss + loss
         self._scored = self._scored + mask.sum()
-        masked_ratio = ratio.masked_fill(~mask, -math.inf)
-        self._ratio_max = torch.maximum(self._ratio_max.to(ratio), masked_ratio.max())
+        self._add_ratio_max(ratio.masked_fill(~mask, -math.inf).max())
         for name, values in {**per_token, "ratio_mean": ratio}.items():
             total = torch.where(mask, values, 0).sum()
             self._token_sums[name] = self._token_sums.get(name, torch.zeros_like(total)) + total
@@ -447,6 +446,10 @@ class StepSums:
     def _add_weights(self, sums: WeightSums) -> None:
         self._weights = self._weights.plus(sums) if self._weights else sums
 
+    def _add_ratio_max(self, largest: Tensor) -> None:
+        before = self._ratio_max
+        self._ratio_max = largest if before is None else torch.maximum(before, largest)
+
     @property
     def learned(self) -> float:
         """How many tokens the loss was made of."""
@@ -459,9 +462,8 @@ class StepSums:
         for part in parts:
             merged._loss = merged._loss + part._loss
             merged._scored = merged._scored + part._scored
-            merged._ratio_max = torch.maximum(
-                merged._ratio_max.to(part._ratio_max), part._ratio_max
-            )
+            if part._ratio_max is not None:
+                merged._add_ratio_max(part._ratio_max)
             merged.add_components(**part._components)
             for name, total in part._token_sums.items():
                 before = merged._token_sums.get(name, torch.zeros_like(total))
@@ -477,7 +479,7 @@ class StepSums:
         copied = StepSums.merged([self])
         copied._loss = float(self._loss)
         copied._scored = float(self._scored)
-        copied._ratio_max = self._ratio_max.cpu()
+        copied._ratio_max = None if self._ratio_max is None else self._ratio_max.cpu()
         copied._components = {name: total.cpu() for name, total in self._components.items()}
         copied._token_sums = {name: total.cpu() for name, total in self._token_sums.items()}
         copied._weights = self._weights and self._weights.cpu()
@@ -493,7 +495,7 @@ class StepSums:
         metrics |= {name: float(total) for name, total in self._components.items()}
         if scored := self.learned:
             metrics |= {name: float(total) / scored for name, total in self._token_sums.items()}
-            metrics["ratio_max"] = float(self._ratio_max)
+            metrics["ratio_max"] = math.nan if self._ratio_max is None else float(self._ratio_max)
         named = {f"training_step/{name}": value for name, value in metrics.items()}
         return named | (self._weights.metrics(scored) if self._weights and scored else {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from common.errors import UserError
 
@@ -28,3 +29,10 @@ def resolve_device(name: str) -> torch.device:
     if (device.index or 0) >= present.get(device.type, 0):
         raise UserError(f"--device {name}: this machine has no such device; try --device auto")
     return device
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. A GPU copies it from pinned memory, while Python goes on."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from common.models.device import moved
+
 
 @dataclass(frozen=True, eq=False)
 class KeptSets:
@@ -48,7 +50,7 @@ class KeptSets:
         )
 
     def to(self, device: torch.device) -> KeptSets:
-        return KeptSets(self.token_ids.to(device), self.sizes.to(device))
+        return KeptSets(moved(self.token_ids, device), moved(self.sizes, device))
 
     def hold(self, token_ids: Sequence[int]) -> bool:
         """Whether there is a set for each of these tokens, with the token in it."""

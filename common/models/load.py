@@ -67,7 +67,8 @@ class ModelOptions:
     device: torch.device
     use_bfloat16: bool = False
     """Arithmetic in bfloat16. Weights that are trained stay float32: a step of 1e-6 is lost in
-    bfloat16's 8 bits. Weights that LoRA freezes are held in bfloat16."""
+    bfloat16's 8 bits. Weights that LoRA freezes are held in bfloat16, and of a reference the linear
+    maps."""
     attn: str | None = None
     gradient_checkpointing: bool = False
     lora_rank: int = 0
@@ -139,7 +140,22 @@ def load_policy(options: ModelOptions, weights: Path | None = None) -> transform
 
 def load_reference(options: ModelOptions) -> transformers.PreTrainedModel:
     """A frozen copy of the model that the policy started as."""
-    return _load_base(options, options.name).requires_grad_(False)
+    model = _load_base(options, options.name).requires_grad_(False)
+    if options.use_bfloat16:
+        hold_linear_maps_in_bfloat16(model)
+    return model
+
+
+def hold_linear_maps_in_bfloat16(model: transformers.PreTrainedModel) -> None:
+    """Round linear maps once, as autocast rounds them anew in each pass: its results stay the same.
+
+    Embeddings and norms stay as they are, since what is passed from layer to layer has their
+    precision; so does a projection onto the vocabulary that shares the embedding's weights.
+    """
+    embedding = model.get_input_embeddings().weight
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and module.weight is not embedding:
+            module.to(torch.bfloat16)
 
 
 def _load_base(options: ModelOptions, name: str) -> transformers.PreTrainedModel:

@@ -187,12 +187,12 @@ def optimizer_steps(config: TrainConfig, batches: int) -> int:
 def make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """AdamW over the parameters that are trained.
 
-    On GPUs it is torch's fused one, which needs no memory for a moment as large as the weights.
+    It is torch's fused one, which goes over the weights once and needs no memory for a moment as
+    large as they are. A checkpoint of before names another, which its run goes on with.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(
-        trained,
-        fused=all(parameter.is_cuda for parameter in trained) or None,
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        fused=True,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.weight_decay,
     )

@@ -108,10 +108,25 @@ class TestWeights:
     def test_are_float32_whatever_is_stored(self, tmp_path, saved_model):
         model = transformers.AutoModelForCausalLM.from_pretrained(saved_model("qwen3"))
         model.bfloat16().save_pretrained(tmp_path)
-        for use_bfloat16 in (False, True):
-            options = options_for(tmp_path, use_bfloat16=use_bfloat16)
-            for loaded in (load_policy(options), load_reference(options)):
-                assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+        options = options_for(tmp_path)
+        in_bfloat16 = replace(options, use_bfloat16=True)
+        for loaded in (load_policy(options), load_policy(in_bfloat16), load_reference(options)):
+            assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+    def test_a_reference_in_bfloat16_says_what_the_policy_says_to_the_last_digit(
+        self, model_directory
+    ):
+        options = options_for(model_directory, use_bfloat16=True)
+        policy, reference = load_policy(options), load_reference(options)
+        expected = log_probs_of(policy, use_bfloat16=True)
+        assert torch.equal(log_probs_of(reference, use_bfloat16=True), expected)
+        shared = cast(Any, reference.get_input_embeddings()).weight
+        for module in reference.modules():
+            is_linear = isinstance(module, torch.nn.Linear)
+            for weight in module.parameters(recurse=False):
+                rounded = is_linear and weight is not shared
+                assert weight.dtype is (torch.bfloat16 if rounded else torch.float32)
+        assert not torch.equal(log_probs_of(reference.bfloat16(), use_bfloat16=True), expected)
 
     def test_frozen_ones_are_bfloat16_under_lora_and_adapters_float32(self, model_directory):
         options = options_for(model_directory, use_bfloat16=True, lora_rank=2)

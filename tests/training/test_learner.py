@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from common.logger.metrics import RunStatistics
 from common.logger.timer import Timer
 from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import ReplayBuffer
-from common.training.learner import Learner, learning_rate
+from common.training.learner import Learner, learning_rate, make_optimizer, optimizer_step
 from common.training.ranks import ALONE
 from tests.helpers import load_script, random_experiences, random_model, read_rows, train_here
 
@@ -95,6 +96,34 @@ def test_a_rollout_batch_that_lacks_conversations_does_not_move_the_schedule(seq
             batch.step(learner.optimizer)
         found += [sums.metrics()["training_step/learning_rate"] for sums in learner.steps]
     assert found == rates
+
+
+def test_an_optimizer_of_before_goes_on_as_it_began():
+    """Checkpoints of before hold the state of torch's plain AdamW, which rounds otherwise than the
+    fused one."""
+    config = resolve_defaults(Config(max_steps=1, rollouts_per_step=1, group_size=2), bundled=True)
+    gradients = [torch.randn(3, 40, generator=torch.Generator().manual_seed(n)) for n in range(9)]
+
+    def after(optimizer: torch.optim.Optimizer, gradients: list[torch.Tensor]) -> torch.Tensor:
+        (weight,) = optimizer.param_groups[0]["params"]
+        for weight.grad in gradients:
+            optimizer_step(optimizer, 0.01, 0.0, torch.nn.utils.clip_grad_norm_)
+        return weight.detach().clone()
+
+    layer = torch.nn.Linear(40, 3, bias=False)
+    start = layer.weight.detach().clone()
+    decay = {"betas": (config.adam_beta1, config.adam_beta2), "weight_decay": config.weight_decay}
+    plain = torch.optim.AdamW(layer.parameters(), **decay)
+    halfway, state = after(plain, gradients[:4]), copy.deepcopy(plain.state_dict())
+    expected = after(plain, gradients[4:])
+    layer.weight.data.copy_(halfway)
+    resumed = make_optimizer(config, layer)
+    resumed.load_state_dict(state)
+    assert torch.equal(after(resumed, gradients[4:]), expected)
+    layer.weight.data.copy_(start)
+    fused = after(make_optimizer(config, layer), gradients)
+    assert not torch.equal(fused, expected)
+    torch.testing.assert_close(fused, expected, rtol=0, atol=1e-6)
 
 
 def test_dynamic_sampling_does_the_steps_that_were_planned_and_tells_of_all_that_was_drawn(
