@@ -22,7 +22,8 @@ import tyro
 from rich.console import Console
 
 from common.models.load import ModelOptions, load_policy, load_tokenizer, stop_token_ids
-from common.rollout.generate import Completion, Generator, LocalGenerator, Request, generate
+from common.rollout.generate import LocalGenerator
+from common.rollout.generator import Completion, Generator, Request, generate
 from common.rollout.multi_turn import Limits, multi_turn
 from common.rollout.rollout import Conversation
 from common.rollout.sampling import Sampling, StreamKey

@@ -16,13 +16,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 if importlib.util.find_spec("common") is None:
     sys.exit("`common` is not installed: run make setup, then source .venv/bin/activate")
-
-import torch
-from accelerate import Accelerator
 
 from common.algo.kl import kl_divergence_k3
 from common.flags.train_config import TrainConfig, by_model, by_objective
@@ -31,6 +28,10 @@ from common.training.command_line import run_script
 from common.training.distributed import ddp_metrics, make_accelerator
 from common.training.learner import OptimizerBatch
 from common.training.session import open_session
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True, kw_only=True)

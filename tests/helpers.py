@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from common.replay_buffer import Experience
-from common.rollout.generate import Completion, Request
+from common.rollout.generator import Completion, Request
 from common.rollout.sampling import Sampling
 from common.training.command_line import run_script
 

@@ -25,7 +25,8 @@ from common.replay_buffer import (
     totals_of,
     with_log_probs,
 )
-from common.rollout.generate import LocalGenerator, Request, generate
+from common.rollout.generate import LocalGenerator
+from common.rollout.generator import Request, generate
 from common.rollout.rollout import as_trajectory
 from common.rollout.sampling import Sampling, StreamKey
 from common.rollout.trajectory import Segment, Trajectory

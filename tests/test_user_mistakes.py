@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from common.rollout.generate import Completion
+from common.rollout.generator import Completion
 from tests.helpers import (
     REPOSITORY,
     ScriptedGenerator,
@@ -280,7 +280,7 @@ def silent_generator(model, stop_ids, *arguments, **options):
 
 @pytest.mark.slow
 def test_a_step_of_empty_completions_is_a_normal_step(script, tmp_path, monkeypatch):
-    monkeypatch.setattr("common.training.collector.LocalGenerator", silent_generator)
+    monkeypatch.setattr("common.rollout.generate.LocalGenerator", silent_generator)
     flags = ("--run-name", "empty", "--max-steps", "2", "--log-dir", str(tmp_path))
     assert complain(script, [*SMALL, *flags]) == (0, "")
     directory = tmp_path / "experiment_base" / "empty"

@@ -25,7 +25,8 @@ from torch.profiler import ProfilerActivity, profile
 from common.models.load import ModelOptions, load_policy
 from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import Experience, score_tokens
-from common.rollout.generate import Completion, LocalGenerator, Request, generate
+from common.rollout.generate import LocalGenerator
+from common.rollout.generator import Completion, Request, generate
 from common.rollout.rollout import as_trajectory
 from common.rollout.sampling import Sampling, StreamKey
 from common.run.files import replace_text

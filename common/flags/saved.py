@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
 from common.errors import UserError
 from common.flags.spelling import as_given
 from common.flags.train_config import TrainConfig
@@ -30,6 +28,8 @@ def from_json(config_class: type[TrainConfig], saved: Mapping[str, Any]) -> dict
 
 
 def _restored(name: str, hint: Any, value: Any) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from common.rollout.trajectory import Group
 from common.run.files import as_line
+
+if TYPE_CHECKING:
+    import transformers
 
 # The embeddings of these texts are followed through a run. Fixed, so that runs can be compared.
 PROBES = (

@@ -1,4 +1,7 @@
-"""Models and tokenizers by bundled name, directory or Hub id. peft and bitsandbytes live here."""
+"""Models and tokenizers by bundled name, directory or Hub id. peft and bitsandbytes live here.
+
+What loads a model is imported where one is loaded: help, and a mistake in a flag, need none.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import huggingface_hub
 import torch
-import transformers
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
-    OfflineModeIsEnabled,
-    StrictDataclassError,
-)
-from safetensors import SafetensorError
-from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
 from common.models.vocabulary import cut_vocabulary
 from common.packages import require
 
+if TYPE_CHECKING:
+    import transformers
+
 BUNDLED = Path(__file__).parent / "tiny" / "weights"
 
 # Seconds in which the Hub must answer before its models are looked for in the cache alone.
 HUB_TIMEOUT = 5.0
-
-# What transformers raises for files that are absent, damaged, or not what they seem.
-_LOADING_ERRORS = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError),
-    *(ArithmeticError, IndexError),
-    *(SafetensorError, StrictDataclassError, HTTPError),
-)
 
 # Of the files in a model's directory, those of its weights, its tokenizer and its own code.
 _FILES_OF_MODELS = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".py")
@@ -105,6 +93,8 @@ def load_tokenizer(
     A tokenizer that begins every text with a token of its own has that token before the template
     too: Llama and Gemma write nonsense without it.
     """
+    import transformers
+
     with _loading(f"--model-name {model_name}"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             locate(model_name),
@@ -159,6 +149,8 @@ def hold_linear_maps_in_bfloat16(model: transformers.PreTrainedModel) -> None:
 
 
 def _load_base(options: ModelOptions, name: str) -> transformers.PreTrainedModel:
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()
     frozen = options.lora_rank > 0
     quantization = transformers.BitsAndBytesConfig(
@@ -259,6 +251,7 @@ def _add_adapters(
 ) -> None:
     """Freeze the model and add adapters, in float32 whatever it is held in."""
     import peft
+    from transformers.pytorch_utils import Conv1D
 
     config = peft.LoraConfig(
         r=options.lora_rank,
@@ -291,6 +284,14 @@ def _is_out_of_reach(name: str) -> bool:
     """
     if Path(locate(name)).is_dir():
         return False
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+        OfflineModeIsEnabled,
+    )
+
     try:
         huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT)
     except (HfHubHTTPError, HFValidationError):
@@ -303,6 +304,8 @@ def _is_out_of_reach(name: str) -> bool:
 @contextmanager
 def _loading(subject: str) -> Iterator[None]:
     """Anything that transformers cannot load is the user's to mend: one line, with the cause."""
+    import transformers
+
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:
@@ -312,7 +315,7 @@ def _loading(subject: str) -> Iterator[None]:
             f"{subject}: out of memory while loading; add --lora-rank 16 "
             "(with --load-in-4bit if need be) or take a smaller model"
         ) from None
-    except _LOADING_ERRORS as error:
+    except _loading_errors() as error:
         if "trust_remote_code" in str(error):
             raise UntrustedCodeError(
                 f"{subject}: it comes with code of its own; read that, then let it run with "
@@ -325,6 +328,21 @@ def _loading(subject: str) -> Iterator[None]:
         ) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
+
+
+def _loading_errors() -> tuple[type[Exception], ...]:
+    """What transformers raises for files that are absent, damaged, or not what they seem."""
+    from huggingface_hub.errors import (
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+        StrictDataclassError,
+    )
+    from safetensors import SafetensorError
+
+    return (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError),
+        *(ArithmeticError, IndexError),
+        *(SafetensorError, StrictDataclassError, HTTPError),
+    )
 
 
 def disable_dropout(model: torch.nn.Module) -> None:

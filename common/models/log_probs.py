@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import transformers
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from common.models.kept_sets import KeptSets
 from common.models.load import ModelOptions, load_reference
+
+if TYPE_CHECKING:
+    import transformers
 
 # Logits held at a time. On a CPU 2**24 float32 values, 64 MB, cost no speed. Of a vocabulary of
 # 151,936 they are 110 tokens, for which a GPU reads the whole projection and computes little. 2**27

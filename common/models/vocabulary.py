@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-import transformers
+
+if TYPE_CHECKING:
+    import transformers
 
 
 def num_tokens(tokenizer: transformers.PreTrainedTokenizerBase) -> int:

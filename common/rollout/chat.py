@@ -6,16 +6,18 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jinja2
-import transformers
 
 from common.errors import UserError
 from common.printable import storable
 from common.rewards.transcript import DEFAULT_REASONING_TAG, Message, Transcript
 from common.rollout.stop_strings import StopString
 from common.rollout.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    import transformers
 
 _PLACEHOLDER = "QUESTIONGOESHERE"
 _REPLY = "REPLYGOESHERE"

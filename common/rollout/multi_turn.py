@@ -18,7 +18,7 @@ from typing import Literal
 from common.rewards.tags import ANSWER_TAG, extract_tag
 from common.rewards.transcript import Message, Transcript
 from common.rollout import rollout
-from common.rollout.generate import Completion, Generator, Request
+from common.rollout.generator import Completion, Generator, Request
 from common.rollout.sampling import Sampling, StreamKey
 from common.rollout.tool_chat import ToolChat
 from common.rollout.trajectory import ERRORED, Segment, Trajectory

@@ -9,7 +9,7 @@ from common.models.kept_sets import KeptSets
 from common.rewards.judge import Judgement
 from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import Completion, Generator, Request, generate
+from common.rollout.generator import Completion, Generator, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
 from common.tasks.task import Task

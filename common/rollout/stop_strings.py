@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import transformers
+if TYPE_CHECKING:
+    import transformers
 
 
 class StopString:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-
-import transformers
+from typing import TYPE_CHECKING
 
 from common.errors import UserError
 from common.rewards.tags import after_thought
@@ -21,6 +20,9 @@ from common.rollout.stop_strings import StopString
 from common.tools.calls import Call, Format, closing_tag, opens_call, parse_calls
 from common.tools.environment import EnvironmentFactory
 from common.tools.toolbox import Tool, make_tool
+
+if TYPE_CHECKING:
+    import transformers
 
 _TURNS = ("FIRSTTURN", "SECONDTURN")
 _REPLIES = ("FIRSTREPLY", "SECONDREPLY")

@@ -9,15 +9,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-import transformers
 from safetensors import SafetensorError
 
 from common.errors import UserError
 from common.run.files import PARTIAL, beside, replace_text, sha256, sync
+
+if TYPE_CHECKING:
+    import transformers
 
 MANIFEST = "manifest.json"
 STATE = "training_state.pt"

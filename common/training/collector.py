@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-
-import transformers
+from typing import TYPE_CHECKING
 
 from common.algo.overlong import OVERLONG, soft_overlong_penalty
 from common.errors import UserError
@@ -14,13 +13,16 @@ from common.flags.train_config import TrainConfig
 from common.models.load import check_positions, stop_token_ids
 from common.rewards.judge import Judge
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import Generator, Interrupted, LocalGenerator
+from common.rollout.generator import Generator, Interrupted
 from common.rollout.rollout import Conversation, rollout, single_turn
 from common.rollout.sampling import EVALUATION_STEP
 from common.rollout.trajectory import Group, Trajectory
 from common.tasks.task import Task
 from common.training.ranks import ALONE, Ranks
 from common.training.task_order import draws_of_step
+
+if TYPE_CHECKING:
+    import transformers
 
 
 class Collector:
@@ -43,6 +45,8 @@ class Collector:
 
         Raises `UserError` if the model has fewer positions than `--max-length`.
         """
+        from common.rollout.generate import LocalGenerator
+
         check_positions(model, config.max_length)
         self._config = config
         stop_ids = stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids

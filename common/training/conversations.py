@@ -6,9 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
-
-import transformers
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from common.flags.markers import OWN_CODE
 from common.flags.train_config import TrainConfig, by_model
@@ -20,6 +18,9 @@ from common.rollout.tool_chat import ToolChat
 from common.tools.environment import EnvironmentFactory
 from common.tools.runner import ToolRunner
 from common.tools.toolbox import Tool, ToolFunction, make_tool, make_toolbox
+
+if TYPE_CHECKING:
+    import transformers
 
 
 @dataclass(frozen=True, kw_only=True)

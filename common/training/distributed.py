@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from itertools import compress
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import gather_object
 
 from common.errors import UserError
 from common.flags.train_config import ConfigType, TrainConfig
 from common.models.device import resolve_device
-from common.rollout.generate import Interrupted
+from common.rollout.generator import Interrupted
 from common.training.interruption import was_launched
 from common.training.ranks import Item, Ranks, Result
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
@@ -42,13 +43,17 @@ def make_accelerator(config: ConfigType) -> tuple[Accelerator, ConfigType]:
             f"--device {config.device}: Accelerate chooses the GPU; use --device cuda and "
             f"CUDA_VISIBLE_DEVICES={device.index}"
         )
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="bf16" if _wants_bfloat16(config, device) else "no",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
-    # Not among its handlers, of which it takes those of its own classes alone.
-    accelerator.ddp_handler = _BuffersStay()  # pyright: ignore[reportAttributeAccessIssue]
+    # By the name that torch has for it, and Accelerate has not yet.
+    ddp_options = DistributedDataParallelKwargs()
+    ddp_options.to_kwargs = lambda: {"forward_sync_buffers": False}
+    accelerator.ddp_handler = ddp_options  # pyright: ignore[reportAttributeAccessIssue]
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != accelerator.num_processes:
         raise UserError(
@@ -60,14 +65,6 @@ def make_accelerator(config: ConfigType) -> tuple[Accelerator, ConfigType]:
     if config.model_options(device).use_bfloat16 == in_bfloat16:
         return accelerator, config
     return accelerator, replace(config, dtype="bfloat16" if in_bfloat16 else "float32")
-
-
-@dataclass
-class _BuffersStay(DistributedDataParallelKwargs):
-    """What DDP is told of buffers, by the name that torch has for it and Accelerate has not yet."""
-
-    def to_kwargs(self) -> dict[str, Any]:
-        return {"forward_sync_buffers": False}
 
 
 def _wants_bfloat16(config: TrainConfig, device: torch.device) -> bool:
@@ -126,6 +123,8 @@ class AcceleratedRanks(Ranks):
         return results
 
     def merge(self, value: Item) -> list[Item]:
+        from accelerate.utils import gather_object
+
         return gather_object([value])
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -10,7 +10,6 @@ from common.models.load import stop_token_ids
 from common.models.log_probs import TokenLogProbs
 from common.models.vocabulary import embedding_rows, tokens_beyond
 from common.rollout.chat import ChatFormat
-from common.rollout.self_check import check_decoding
 from common.rollout.tool_chat import ToolChat
 from common.tasks.task import Task
 
@@ -26,6 +25,8 @@ def check_model(
 
     Says if nothing ends a completion.
     """
+    from common.rollout.self_check import check_decoding
+
     name = config.model_name
     stop_ids = stop_token_ids(policy.model, chat.tokenizer) | chat.turn_end_ids
     check_tokens(name, embedding_rows(policy.model), stop_ids, chat, tasks)

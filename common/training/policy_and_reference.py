@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import transformers
 
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
@@ -14,6 +14,9 @@ from common.models.load import load_policy
 from common.models.log_probs import TokenLogProbs, reference_log_probs
 from common.models.vocabulary import num_tokens
 from common.replay_buffer import LogProbModel
+
+if TYPE_CHECKING:
+    import transformers
 
 
 def load_models(

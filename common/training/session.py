@@ -37,7 +37,7 @@ from common.replay_buffer import Experience, LogProbModel, experiences_from, wit
 from common.rewards.answers import is_correct as is_right_answer
 from common.rewards.judge import Judge
 from common.rewards.outcome import RewardFunction
-from common.rollout.generate import Interrupted
+from common.rollout.generator import Interrupted
 from common.rollout.tool_chat import ToolChat
 from common.rollout.trajectory import Group
 from common.run.checkpoint import Checkpoints, read_checkpoint

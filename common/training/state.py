@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 
 from common.errors import UserError
 from common.logger.metrics import RunStatistics
@@ -14,6 +13,9 @@ from common.run.checkpoint import random_state, restore_random_state
 from common.run.directory import Run
 from common.training.learner import Learner
 from common.training.ranks import Ranks
+
+if TYPE_CHECKING:
+    import transformers
 
 # A single bad batch is skipped; this many optimizer steps in a row without a finite gradient mean
 # that the run has diverged.

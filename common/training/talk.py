@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
-import transformers
 from rich.console import Console
 
 from common.errors import UserError
@@ -22,7 +22,6 @@ from common.models.vocabulary import embedding_rows, num_tokens, tokens_beyond
 from common.printable import printable, storable
 from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import LocalGenerator
 from common.rollout.rollout import Conversation
 from common.rollout.sampling import Sampling, StreamKey
 from common.rollout.tool_chat import ToolChat
@@ -31,6 +30,9 @@ from common.tasks.task import Task
 from common.training.open_chat import how_to_converse
 from common.training.task_order import load_task_split
 from common.views.samples import failure_line, turn_line
+
+if TYPE_CHECKING:
+    import transformers
 
 # Questions and replies together, where the model has as many positions.
 MAX_LENGTH = 4096
@@ -146,6 +148,8 @@ def talk_with(
     `how` tells how conversations of at most so many tokens are held. Raises `UserError` if the one
     question cannot be answered; of those that are typed it is said.
     """
+    from common.rollout.generate import LocalGenerator
+
     max_length = min(MAX_LENGTH, max_positions(model) or MAX_LENGTH)
     stop_ids = stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids
     generator = LocalGenerator(

@@ -16,7 +16,8 @@ from common.models.load import ModelOptions, load_policy, load_tokenizer, stop_t
 from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import Experience, with_log_probs
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import Completion, LocalGenerator, Request, generate
+from common.rollout.generate import LocalGenerator
+from common.rollout.generator import Completion, Request, generate
 from common.rollout.multi_turn import Limits, multi_turn
 from common.rollout.rollout import as_trajectory
 from common.rollout.sampling import Sampling, StreamKey

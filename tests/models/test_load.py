@@ -29,7 +29,8 @@ from common.models.load import (
 from common.models.log_probs import AdaptersOff, TokenLogProbs
 from common.rollout.chat import ChatFormat
 from common.rollout.decode_batch import DecodeBatch
-from common.rollout.generate import Interrupted, LocalGenerator, Request, generate
+from common.rollout.generate import LocalGenerator
+from common.rollout.generator import Interrupted, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
 from tests.small_models import SMALL_SHAPE, build_model, save_model, save_model_with_code
 

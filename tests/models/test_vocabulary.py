@@ -11,7 +11,8 @@ import transformers
 from common.models.load import ModelOptions, load_policy, load_reference, load_tokenizer
 from common.models.log_probs import TokenLogProbs, reference_log_probs
 from common.models.vocabulary import num_tokens
-from common.rollout.generate import LocalGenerator, Request, generate
+from common.rollout.generate import LocalGenerator
+from common.rollout.generator import Request, generate
 from common.rollout.sampling import Sampling, StreamKey
 from tests.small_models import save_model
 

@@ -18,7 +18,8 @@ from common.rewards.judge import Judge
 from common.rewards.notion import Notion
 from common.rewards.reward import Reward
 from common.rewards.tool_use import environment_reward, tool_execution
-from common.rollout.generate import Completion, Generator, Interrupted, LocalGenerator, Request
+from common.rollout.generate import LocalGenerator
+from common.rollout.generator import Completion, Generator, Interrupted, Request
 from common.rollout.multi_turn import Limits, multi_turn
 from common.rollout.rollout import Conversation, rollout
 from common.rollout.sampling import Sampling, StreamKey

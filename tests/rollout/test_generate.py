@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.rollout.generate import Interrupted, LocalGenerator, Request, generate
+from common.rollout.generate import LocalGenerator
+from common.rollout.generator import Interrupted, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0)

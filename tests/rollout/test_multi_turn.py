@@ -22,13 +22,8 @@ from common.rewards.answers import is_correct
 from common.rewards.tags import extract_tag
 from common.rewards.tool_use import tool_call_format, tool_execution
 from common.rollout.chat import ChatOptions
-from common.rollout.generate import (
-    Completion,
-    Generator,
-    LocalDecoding,
-    LocalGenerator,
-    Request,
-)
+from common.rollout.generate import LocalDecoding, LocalGenerator
+from common.rollout.generator import Completion, Generator, Request
 from common.rollout.multi_turn import ROOM_TO_ANSWER, Limits, multi_turn
 from common.rollout.rollout import Conversation
 from common.rollout.sampling import Sampling, StreamKey

@@ -20,7 +20,7 @@ from common.rewards.own_function import OwnFunction
 from common.rewards.reward import Reward
 from common.rewards.transcript import Transcript
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import Completion, Interrupted, Request
+from common.rollout.generator import Completion, Interrupted, Request
 from common.rollout.rollout import single_turn
 from common.rollout.trajectory import Segment, Trajectory
 from common.tasks.task import Task

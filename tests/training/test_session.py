@@ -59,7 +59,7 @@ def test_a_script_that_breaks_off_after_a_step_has_done_it(tmp_path, straight):
 
 
 def test_what_an_interruption_leaves_half_done_is_not_saved_as_the_step_before(tmp_path, straight):
-    interrupt = "from common.rollout.generate import Interrupted; raise Interrupted"
+    interrupt = "from common.rollout.generator import Interrupted; raise Interrupted"
     run = finished(ended_in_step_2(tmp_path, interrupt), tmp_path)
     assert checkpoints(run) == []
     assert_resumed_exactly(run, tmp_path, straight)

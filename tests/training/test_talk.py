@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.models.load import load_tokenizer
 from common.models.tiny.tokenizer import END_ID
 from common.rollout.chat import ChatFormat
-from common.rollout.generate import Completion, Request
+from common.rollout.generator import Completion, Request
 from common.rollout.multi_turn import Limits, multi_turn
 from common.rollout.rollout import single_turn
 from common.rollout.sampling import Sampling
