@@ -40,7 +40,7 @@ PHASES = (
     *(PROMPTS, DECODING, CHOOSING, BOOKKEEPING, REWARDS, OLD, REFERENCE, BATCHING),
     *(FORWARD, BACKWARD, OPTIMIZER, LOSSES, REPORT, REST),
 )
-SAMPLING, LEARNING = PHASES[:4], PHASES[8:12]
+SAMPLING, SCORING, LEARNING = PHASES[:4], PHASES[5:8], PHASES[8:12]
 
 # What is left of the phases that the run's own timer knows, by its names for them.
 _OF_TIMER = {"rollout": BOOKKEEPING, "log_probs": BATCHING, "train": LOSSES}
