@@ -140,7 +140,13 @@ def main(config: SpeedConfig) -> None:
         toolbox = make_toolbox([make_tool(function, "calc")])
         chat = ToolChat(tokenizer, "", toolbox, "tags")
         stop_ids = stop_token_ids(model, tokenizer) | chat.turn_end_ids
-        local = LocalGenerator(model, stop_ids, LIMITS.max_length, ends_turn=chat.ends_turn)
+        local = LocalGenerator(
+            model,
+            stop_ids,
+            LIMITS.max_length,
+            ends_turn=chat.ends_turn,
+            turn_ending_ids=chat.turn_ending_ids,
+        )
 
         hold = partial(
             multi_turn,

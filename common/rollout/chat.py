@@ -13,7 +13,7 @@ import jinja2
 from common.errors import UserError
 from common.printable import storable
 from common.rewards.transcript import DEFAULT_REASONING_TAG, Message, Transcript
-from common.rollout.stop_strings import StopString
+from common.rollout.stop_strings import StopString, ending_ids
 from common.rollout.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -106,6 +106,11 @@ class ChatFormat:
         chat = copy.copy(self)
         chat._no_text |= stop_ids
         return chat
+
+    @property
+    def turn_ending_ids(self) -> frozenset[int] | None:
+        """The tokens after which `ends_turn` may say so; None where any may be one."""
+        return ending_ids(self._stops)
 
     def ends_turn(self, token_ids: Sequence[int]) -> bool:
         """Whether a turn ends here although no stop token says so: at a stop string."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import transformers
 from jaxtyping import Bool, Float, Int
@@ -28,17 +29,15 @@ class RoomyLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         # Under autocast the rotation leaves keys in float32, which attention rounds again anyway.
         key_states = key_states.to(value_states.dtype)
+        new = key_states.shape[-2]
         if self._buffers is None:
             self.lazy_initialization(key_states, value_states)
-            return self._hold([key_states], [value_states], key_states.shape[-2])
-        end = self._end + key_states.shape[-2]
-        keys, values = self._buffers
-        if end > keys.shape[-2]:
-            length = end - self._start
+            return self._hold([key_states], [value_states], new)
+        if self._end + new > self._buffers[0].shape[-2]:
             keys, values = self.contents
-            keys = torch.cat([keys, key_states], dim=-2)
-            values = torch.cat([values, value_states], dim=-2)
-            return self._hold([keys], [values], length)
+            self._hold([keys], [values], keys.shape[-2], room=new + ROOM)
+        keys, values = self._buffers
+        end = self._end + new
         keys[:, :, self._end : end] = key_states
         values[:, :, self._end : end] = value_states
         return self._show(self._start, end)
@@ -50,16 +49,26 @@ class RoomyLayer(DynamicLayer):
         keys, values = (buffer[:, :, self._start : self._end] for buffer in self._buffers)
         return keys, values
 
-    def subset(self, rows: Int[Tensor, " kept"]) -> RoomyLayer:
-        """A layer with these rows, in this order."""
+    def subset(self, rows: Int[Tensor, " kept"], first: int, room: int) -> RoomyLayer:
+        """A layer of its own with these rows, in this order, from their column `first` on."""
         layer = RoomyLayer()
         if self._buffers is None:
             return layer
         layer.lazy_initialization(*self._buffers)
-        keys, values = (buffer.index_select(0, rows) for buffer in self._buffers)
+        keys, values = (_selected(part[:, :, first:], rows, room) for part in self.contents)
         layer._buffers = (keys, values)
-        layer._show(self._start, self._end)
+        layer._show(0, self._end - self._start - first)
         return layer
+
+    def keep(self, kept: Int[Tensor, " kept"], moved: Int[Tensor, " moved"]) -> None:
+        """Keep the rows `kept`, of which those at the places `moved` come from elsewhere."""
+        if self._buffers is None:
+            return
+        for part in self.contents:
+            part.index_copy_(0, moved, part.index_select(0, kept[moved]))
+        keys, values = (buffer[: len(kept)] for buffer in self._buffers)
+        self._buffers = (keys, values)
+        self._show(self._start, self._end)
 
     def gathered(self, columns: Int[Tensor, "rows kept"]) -> RoomyLayer:
         """A layer with these columns of each row."""
@@ -93,23 +102,31 @@ class RoomyLayer(DynamicLayer):
         return stacked
 
     def _hold(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor], length: int
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], length: int, room: int = ROOM
     ) -> tuple[Tensor, Tensor]:
-        new_keys, new_values = (_with_room(parts, length) for parts in (keys, values))
+        new_keys, new_values = (_with_room(parts, length, room) for parts in (keys, values))
         self._buffers = (new_keys, new_values)
         return self._show(0, length)
 
     def _show(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         self._start, self._end = start, end
         self.keys, self.values = self.contents
-        return self.contents
+        return self.keys, self.values
 
 
-def _with_room(parts: Sequence[Tensor], length: int) -> Tensor:
+def _selected(part: Tensor, rows: Int[Tensor, " kept"], room: int) -> Tensor:
+    """The chosen rows, with room after them."""
+    _, heads, length, features = part.shape
+    buffer = part.new_empty(len(rows), heads, length + room, features)
+    torch.index_select(part, 0, rows, out=buffer[:, :, :length])
+    return buffer
+
+
+def _with_room(parts: Sequence[Tensor], length: int, room: int) -> Tensor:
     """The parts below one another, each ending at `length`, with zeros before and room after."""
     rows = sum(len(part) for part in parts)
     _, heads, _, features = parts[0].shape
-    buffer = parts[0].new_empty(rows, heads, length + ROOM, features)
+    buffer = parts[0].new_empty(rows, heads, length + room, features)
     row = 0
     for part in parts:
         start = length - part.shape[-2]
@@ -141,15 +158,22 @@ class DecodeBatch:
         nothing = torch.zeros(len(distinct), 0, device=device)
         batch = cls(nothing, nothing.long(), cache)
         batch.extend(model, list(distinct))
-        if len(distinct) < len(prompts):
-            of_prompt = [distinct[prompt] for prompt in prompts]
-            batch.select(torch.tensor(of_prompt, device=device))
+        if len(distinct) == len(prompts):
+            return batch
+        of_prompt = torch.tensor([distinct[prompt] for prompt in prompts], device=device)
+        if batch.can_grow:
+            return batch.subset(of_prompt, ROOM)
+        batch.keep(of_prompt)
         return batch
 
     @property
     def can_grow(self) -> bool:
         """Whether rows can join: layers that keep a window or a state have no room for padding."""
         return all(isinstance(layer, RoomyLayer) for layer in self.cache.layers)
+
+    def indices(self, places: Sequence[int] | np.ndarray) -> Int[Tensor, " places"]:
+        """Places of rows, on the device of the rows."""
+        return torch.as_tensor(places, dtype=torch.long, device=self.logits.device)
 
     def extend(
         self, model: transformers.PreTrainedModel, token_ids: Sequence[Sequence[int]]
@@ -187,21 +211,28 @@ class DecodeBatch:
             logits_to_keep=1,
         ).logits[:, -1]
 
-    def select(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keep these rows, in this order."""
-        if self.can_grow:
-            vars(self).update(vars(self.subset(rows)))
-        else:
-            self.logits, self.attention = self.logits[rows], self.attention[rows]
-            self.cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
+    def keep(self, kept: Int[Tensor, " kept"]) -> None:
+        """Keep these rows, in this order, where they are: those that move lie after all others.
 
-    def subset(self, rows: Int[Tensor, " kept"]) -> DecodeBatch:
-        """A batch of these rows, in this order, without columns that none of them has read."""
+        Columns that none of them has read go.
+        """
+        if not self.can_grow:
+            self.logits, self.attention = self.logits[kept], self.attention[kept]
+            self.cache.reorder_cache(kept)  # pyright: ignore[reportArgumentType]
+            return
+        moved = (kept != torch.arange(len(kept), device=kept.device)).nonzero()[:, 0]
+        attention = self.attention[kept]
+        unread = int(attention.any(dim=0).int().argmax())
+        self.logits, self.attention = self.logits[kept], attention[:, unread:]
+        for layer in self._layers:
+            layer.keep(kept, moved)
+            layer.drop_columns(unread)
+
+    def subset(self, rows: Int[Tensor, " kept"], room: int = 0) -> DecodeBatch:
+        """A batch of its own of these rows, in this order, without columns that none has read."""
         attention = self.attention[rows]
         unread = int(attention.any(dim=0).int().argmax())
-        layers = [layer.subset(rows) for layer in self._layers]
-        for layer in layers:
-            layer.drop_columns(unread)
+        layers = [layer.subset(rows, unread, room) for layer in self._layers]
         return DecodeBatch(self.logits[rows], attention[:, unread:], _cache_of(layers))
 
     def packed(self) -> DecodeBatch:

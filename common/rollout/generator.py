@@ -61,7 +61,7 @@ class Decoding(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether any request is not finished."""
+        """Whether there is a token to sample: not where all that is left waits for a place."""
         ...
 
 

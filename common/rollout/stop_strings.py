@@ -15,10 +15,11 @@ class StopString:
     def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> None:
         self._tokenizer = tokenizer
         self._text = text
-        self._ending = _tokens_with(tokenizer, text[-1])
+        self.ending_ids = _tokens_with(tokenizer, text[-1])
+        """The tokens that may complete it; None where any may."""
 
     def __call__(self, token_ids: Sequence[int]) -> bool:
-        if self._ending is not None and token_ids[-1] not in self._ending:
+        if self.ending_ids is not None and token_ids[-1] not in self.ending_ids:
             return False
         # A token has at least a byte, so these cannot but hold the string if it is there.
         tail = list(token_ids[-len(self._text.encode()) :])
@@ -27,6 +28,12 @@ class StopString:
         known = len(str(before).rstrip("\N{REPLACEMENT CHARACTER}"))
         written = self._tokenizer.decode(tail, skip_special_tokens=False)
         return self._text in written[max(0, known - len(self._text) + 1) :]
+
+
+def ending_ids(strings: Sequence[StopString]) -> frozenset[int] | None:
+    """The tokens that may complete one of them; None where any may."""
+    each = [string.ending_ids for string in strings]
+    return None if None in each else frozenset().union(*filter(None, each))
 
 
 def _tokens_with(

@@ -16,7 +16,7 @@ from common.rollout.chat import (
     ChatOptions,
     without_empty_thoughts,
 )
-from common.rollout.stop_strings import StopString
+from common.rollout.stop_strings import StopString, ending_ids
 from common.tools.calls import Call, Format, closing_tag, opens_call, parse_calls
 from common.tools.environment import EnvironmentFactory
 from common.tools.toolbox import Tool, make_tool
@@ -67,6 +67,10 @@ class ToolChat(ChatFormat):
         if schemas:
             self._check_shown_format()
         self._check_template()
+
+    @property
+    def turn_ending_ids(self) -> frozenset[int] | None:
+        return ending_ids([self._ends_call, *self._stops])
 
     def ends_turn(self, token_ids: Sequence[int]) -> bool:
         """Also where a call has just been closed: what follows is for the tool to say."""

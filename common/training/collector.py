@@ -60,6 +60,7 @@ class Collector:
             stop_ids,
             config.max_length,
             ends_turn=chat.ends_turn,
+            turn_ending_ids=chat.turn_ending_ids,
             use_bfloat16=config.model_options(model.device).use_bfloat16,
             interrupted=interrupted,
         )

@@ -153,7 +153,12 @@ def talk_with(
     max_length = min(MAX_LENGTH, max_positions(model) or MAX_LENGTH)
     stop_ids = stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids
     generator = LocalGenerator(
-        model, stop_ids, max_length, ends_turn=chat.ends_turn, use_bfloat16=use_bfloat16
+        model,
+        stop_ids,
+        max_length,
+        ends_turn=chat.ends_turn,
+        turn_ending_ids=chat.turn_ending_ids,
+        use_bfloat16=use_bfloat16,
     )
     converse = partial(
         how(max_length),

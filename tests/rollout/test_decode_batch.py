@@ -29,3 +29,19 @@ def test_keys_of_a_model_in_float32_are_held_in_bfloat16_under_autocast():
     for layer in batch.cache.layers:
         assert isinstance(layer, RoomyLayer)
         assert [part.dtype for part in layer.contents] == [torch.bfloat16] * 2
+
+
+def test_rows_that_are_kept_where_they_are_decode_as_before():
+    """Those at the end move into the places of others, and columns that none has read go."""
+    prompts = [(5, 6, 7, 8, 9), (8, 9), (10, 11, 12), (4, 4), (13,)]
+    model = random_model(torch.float64)
+    tokens = torch.arange(20, 25)
+    kept = torch.tensor([4, 1, 2])
+    with torch.no_grad():
+        whole, batch = (DecodeBatch.read(model, prompts) for _ in range(2))
+        batch.keep(kept)
+        assert batch.attention.tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 1]]
+        for _ in range(ROOM + 2):
+            whole.append(model, tokens, torch.ones(5, dtype=torch.bool))
+            batch.append(model, tokens[kept], torch.ones(3, dtype=torch.bool))
+            torch.testing.assert_close(batch.logits, whole.logits[kept], rtol=0, atol=1e-9)

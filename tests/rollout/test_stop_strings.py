@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.models.load import load_tokenizer
-from common.rollout.stop_strings import StopString
+from common.rollout.stop_strings import StopString, ending_ids
 from tests.chat_templates import QWEN25_KIND
 from tests.small_models import train_tokenizer
 
@@ -57,3 +57,14 @@ def test_any_split_of_the_string_into_tokens_is_seen():
         ids = [i for piece in ["so ", *pieces] for i in tokenizer(piece).input_ids]
         assert stop(ids)
         assert not any(stop(ids[:n]) for n in range(1, len(ids)))
+
+
+def test_the_tokens_after_which_to_look_are_those_of_all_strings():
+    stops = [StopString(TOKENIZERS["bundled"], text) for text in ("</tool>", "so:")]
+    ids = ending_ids(stops)
+    assert ids is not None
+    assert ids == {
+        n for token, n in TOKENIZERS["bundled"].get_vocab().items() if set(token) & {*">:"}
+    }
+    assert ending_ids([*stops, StopString(TOKENIZERS["bundled"], "\n")]) is None
+    assert ending_ids([]) == frozenset()
