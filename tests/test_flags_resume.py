@@ -41,6 +41,7 @@ OTHERS = """
 --correction-range 0.5,2
 --data-path /elsewhere/tasks.jsonl
 --device cpu
+--decode-rows 16
 --documents-path /elsewhere/documents
 --dtype bfloat16
 --dynamic-sampling 3

@@ -189,6 +189,9 @@ class RolloutFlags:
     """Most sampled tokens per conversation, as far as --max-length allows."""
     max_length: int = by_model(bundled=160, other=1024)
     """Most tokens in a sequence, prompt included; a completion that meets it ends there."""
+    decode_rows: Annotated[int, ROUNDING] = 0
+    """Most completions of a process that are decoded at once, conversations that wait for a tool
+    included; 0 for all. It takes less memory, more time, and samples the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,7 +403,7 @@ class TrainConfig(
             check(name, lambda count: count >= 1, "at least 1")
         for name in ("max_steps", "max_prompts", "max_terms", "max_digits"):
             check(name, lambda count: count >= 1, "at least 1")
-        for name in ("eval_interval", "eval_samples"):
+        for name in ("eval_interval", "eval_samples", "decode_rows"):
             check(name, lambda count: count >= 0, "0 or more")
         for name in ("log_completions_interval", "histogram_interval", "figures_interval"):
             check(name, lambda count: count >= 0, "0 or more")

@@ -10,10 +10,12 @@ import torch
 
 from common.errors import UserError
 
+_FEWER_ROWS = "--decode-rows (0 is all at once), which changes no number; or else"
+
 # What to change when a phase runs out of memory.
 REMEDIES = {
-    "evaluation": "--eval-samples, --max-completion-tokens or --max-length",
-    "rollout": "--rollouts-per-step, --group-size, --max-completion-tokens or --max-length",
+    "evaluation": f"{_FEWER_ROWS} --max-completion-tokens or --max-length",
+    "rollout": f"{_FEWER_ROWS} --max-completion-tokens or --max-length",
     "log_probs": "--micro-batch-size or --max-length, or add --lora-rank 16",
     "train": "--micro-batch-size, or add --gradient-checkpointing or --lora-rank 16",
     "log": "--log-completions-interval",

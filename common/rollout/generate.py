@@ -193,7 +193,11 @@ class LocalDecoding:
             paused = self._paused.get(number)
             if paused is not None and paused.row.is_prefix_of(request.prompt_ids):
                 resumed.append(_Row(number, request, room))
-            elif len(new) < free:
+                continue
+            if paused is not None:
+                del self._paused[number]
+                free += 1
+            if len(new) < free:
                 new.append(_Row(number, request, room))
             else:
                 without_place.append((number, request))

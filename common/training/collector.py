@@ -61,6 +61,7 @@ class Collector:
             config.max_length,
             ends_turn=chat.ends_turn,
             turn_ending_ids=chat.turn_ending_ids,
+            most_rows=config.decode_rows,
             use_bfloat16=config.model_options(model.device).use_bfloat16,
             interrupted=interrupted,
         )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.rollout.decode_batch import DecodeBatch
 from common.rollout.generate import LocalGenerator
 from common.rollout.generator import Interrupted, Request, generate
 from common.rollout.sampling import Sampling, StreamKey
@@ -44,6 +45,26 @@ def test_a_conversation_is_the_same_alone_and_in_any_batch_and_order(generator):
             assert other.token_ids == completion.token_ids
             assert other.stop_reason == completion.stop_reason
             assert other.log_probs == pytest.approx(completion.log_probs, abs=1e-9)
+
+
+@pytest.mark.parametrize("most_rows", [1, 3, 7])
+def test_fewer_rows_at_once_sample_the_same(generator, model64, most_rows, monkeypatch):
+    rows: list[int] = []
+    forward = DecodeBatch._forward
+
+    def counted(batch, model, token_ids, reading):
+        rows.append(len(token_ids))
+        forward(batch, model, token_ids, reading)
+
+    monkeypatch.setattr(DecodeBatch, "_forward", counted)
+    all_at_once = generate(generator, make_requests(), SAMPLING)
+    assert max(rows) == 20
+    rows.clear()
+    few = LocalGenerator(model64, STOP_IDS, max_length=30, most_rows=most_rows)
+    for one, other in zip(generate(few, make_requests(), SAMPLING), all_at_once, strict=True):
+        assert (one.token_ids, one.stop_reason) == (other.token_ids, other.stop_reason)
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-9)
+    assert max(rows) == most_rows
 
 
 def test_greedy_decoding_takes_the_likeliest_token_of_a_plain_forward_pass(model64):

@@ -524,13 +524,18 @@ STOP_IDS = frozenset(range(3, 512, 18))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
-@pytest.mark.parametrize("tool", ["echo", "later"])
-def test_together_and_one_at_a_time_are_the_same_token_for_token(temperature, tool, resumed):
-    """Also where replies come back at any time, so that rows join at any time."""
+@pytest.mark.parametrize(("tool", "most_rows"), [("echo", 0), ("later", 0), ("later", 5)])
+def test_together_and_one_at_a_time_are_the_same_token_for_token(
+    temperature, tool, most_rows, resumed
+):
+    """Also where replies come back at any time, so that rows join at any time, and where some
+    conversations wait until others are over."""
     chat = ChattyChat(TOKENIZER, "", TOOLBOX, "tags")
     chat.tool = tool
     model = random_model(torch.float64)
-    generator = LocalGenerator(model, STOP_IDS, max_length=200, ends_turn=chat.ends_turn)
+    generator = LocalGenerator(
+        model, STOP_IDS, max_length=200, ends_turn=chat.ends_turn, most_rows=most_rows
+    )
     limits = replace(LIMITS, max_length=200)
     settings = {"chat": chat, "limits": limits, "sampling": Sampling(temperature, 1.0)}
     together = converse(generator, 12, budget=60, **settings)
