@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from common.errors import UserError
+from common.models.adapters_merged import adapters_merged
 from common.rollout.decode_batch import DecodeBatch
 from common.rollout.generator import Completion, Interrupted, Request
 from common.rollout.sampling import Sampling, sample_tokens
@@ -86,7 +87,8 @@ class LocalGenerator:
     @contextmanager
     def decoding(self, sampling: Sampling) -> Iterator[LocalDecoding]:
         autocast = torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.use_bfloat16)
-        with torch.no_grad(), evaluation_mode(self.model), autocast:
+        as_one = adapters_merged(self.model)
+        with torch.no_grad(), evaluation_mode(self.model), as_one, autocast:
             yield LocalDecoding(self, sampling)
 
     def marks(self, vocabulary: int) -> UInt8[Tensor, " vocab"]:
