@@ -22,7 +22,7 @@ from common.rollout.sampling import Sampling, sample_tokens
 from common.rollout.written import Written
 
 # Dropping finished rows moves others into their places, so it waits until this share has finished.
-COMPACT_FRACTION = 1 / 16
+COMPACT_FRACTION = 1 / 8
 
 # Rows that read together have at most this many times as much to read as one another.
 MOST_PADDING = 1.5
