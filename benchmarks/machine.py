@@ -17,7 +17,7 @@ from common.repository import REPOSITORY
 
 LARGE_PRODUCT = (2048, 2048, 2048)
 LARGE_VECTOR = 2**25
-SECONDS_PER_RATE = 0.3
+SECONDS_PER_RATE = 0.5
 
 
 @dataclass(frozen=True)

@@ -166,11 +166,14 @@ def upper_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def faults(parts: Mapping[str, Part]) -> list[str]:
-    """What grows faster than it may, in sentences."""
+    """What grows faster than it may, in sentences.
+
+    In proportion to its size anything may: a fixed share of the work lowers its exponent below 1.
+    """
     found = []
     for name, part in parts.items():
         time, work = part.exponent("seconds"), part.exponent("least_seconds")
-        if time > work + TOLERANCE:
+        if time > max(work, 1.0) + TOLERANCE:
             found.append(f"{name}: time grows with exponent {time:.2f}, its work with {work:.2f}")
         if (held := part.exponent("peak_bytes")) > 1 + TOLERANCE:
             found.append(f"{name}: memory grows with exponent {held:.2f}")

@@ -32,7 +32,7 @@ from common.training.conversations import MultiTurnConfig
 from common.training.session import Session, open_session
 from experiment_base import train
 
-STEPS = 3
+STEPS = 4
 REPLY_TOKENS = 16
 
 
@@ -166,7 +166,7 @@ def every_turn_calls(size: Size) -> Iterator[None]:
     call = Call("ok", "note", {"text": "w2"})
     with (
         mock.patch.object(ToolChat, "ends_turn", lambda chat, ids: len(ids) == size.completion),
-        mock.patch.object(ToolChat, "turn_ending_ids", None, create=True),
+        mock.patch.object(ToolChat, "turn_ending_ids", None),
         mock.patch.object(ToolChat, "call_in", return_value=call),
     ):
         yield
