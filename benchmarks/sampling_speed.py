@@ -61,6 +61,8 @@ def main(config: SpeedConfig) -> None:
     model: Any = load_policy(options)
     chat = ChatFormat(tokenizer, "")
     stop_ids = stop_token_ids(model, tokenizer) | chat.turn_end_ids if config.stops else frozenset()
+    if not config.stops:
+        model.generation_config.eos_token_id = None
     prompts = [chat.prompt_ids(task.question) for task in load_tasks(DATA_FILE)[: config.tasks]]
     requests = [
         Request(tuple(prompt), StreamKey(1, 0, number, member), config.tokens)
@@ -89,7 +91,7 @@ def main(config: SpeedConfig) -> None:
                 attention_mask=mask.repeat_interleave(config.group_size, dim=0),
                 **{"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
                 max_new_tokens=config.tokens,
-                eos_token_id=sorted(stop_ids) or -1,
+                eos_token_id=sorted(stop_ids) or None,
                 pad_token_id=0,
             )[:, longest:]
         ends = torch.isin(written, torch.tensor(sorted(stop_ids), dtype=torch.long))
