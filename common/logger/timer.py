@@ -1,4 +1,4 @@
-"""Seconds per phase of a step."""
+"""Seconds and memory per phase of a step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from common.errors import UserError
+from common.logger.peak_memory import peak_memory
 
 _FEWER_ROWS = "--decode-rows (0 is all at once), which changes no number; or else"
 
@@ -28,11 +29,13 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 class Timer:
-    """Measures named phases. A lap is what has passed since the lap before it."""
+    """Measures named phases of work on a device. A lap is what has passed since the lap before."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._started = time.perf_counter()
         self._phase = "evaluation"
+        self._peaks: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -40,11 +43,13 @@ class Timer:
         """What is raised in a phase leaves it in hand, for `explain_lack_of_memory` to name it."""
         start = time.perf_counter()
         self._phase = phase
-        try:
-            yield
-        finally:
-            elapsed = time.perf_counter() - start
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
+        with peak_memory(self._device) as peak:
+            try:
+                yield
+            finally:
+                elapsed = time.perf_counter() - start
+                self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
+        self._peaks[phase] = max(self._peaks.get(phase, 0), peak.num_bytes)
 
     @contextmanager
     def explain_lack_of_memory(self) -> Iterator[None]:
@@ -58,8 +63,10 @@ class Timer:
             raise UserError(f"out of memory in {self._phase}: lower {remedy}") from None
 
     def lap(self) -> dict[str, float]:
-        """`time/*` of the lap that ends here, `time/step_s` being all of it."""
+        """`time/*` of the lap that ends here, `time/step_s` being all of it; `system/peak_*`."""
         now = time.perf_counter()
-        seconds = {**self.seconds, "step": now - self._started}
-        self._started, self.seconds = now, {}
-        return {f"time/{phase}_s": value for phase, value in seconds.items()}
+        seconds, peaks = {**self.seconds, "step": now - self._started}, self._peaks
+        self._started, self.seconds, self._peaks = now, {}, {}
+        return {f"time/{phase}_s": value for phase, value in seconds.items()} | {
+            f"system/peak_{phase}_gb": value / 1e9 for phase, value in peaks.items()
+        }

@@ -82,9 +82,16 @@ def plan(
     )
     yield (
         f"memory: {measured['system/process_memory_gb']:.1f} GB, on the GPU "
-        f"{measured['system/gpu_memory_reserved_gb']:.1f} GB, with {tasks} tasks"
+        f"{measured['system/gpu_memory_reserved_gb']:.1f} GB, with {tasks} tasks; "
+        f"at most {_peaks(measured)}"
     )
     yield f"W&B: {_wandb_connection(config)}"
+
+
+def _peaks(measured: Mapping[str, float]) -> str:
+    phases = {"rollout": "sampling", "log_probs": "scoring", "train": "learning"}
+    known = {name: measured.get(f"system/peak_{phase}_gb") for phase, name in phases.items()}
+    return ", ".join(f"{peak:.1f} GB {name}" for name, peak in known.items() if peak is not None)
 
 
 def _wandb_connection(config: TrainConfig) -> str:

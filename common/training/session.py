@@ -108,7 +108,7 @@ def open_session(
     seed_everything(config.seed)
     policy, reference = load_models(config, device, run.weights, chat.tokenizer)
     check_model(config, policy, chat, train_tasks + held_out, say)
-    statistics, timer = RunStatistics(), Timer()
+    statistics, timer = RunStatistics(), Timer(device)
     learner = Learner(config, policy, objective.extras, statistics, timer, ranks)
     state = TrainingState(run, learner, chat.tokenizer, statistics, ranks)
     state.restore()

@@ -94,7 +94,9 @@ def make_learner(
         bundled=True,
     )
     config = replace(config, adam_beta2=0.999, weight_decay=0.01)
-    return Learner(config, model, extras or Extras(), RunStatistics(), Timer(), ranks)
+    return Learner(
+        config, model, extras or Extras(), RunStatistics(), Timer(torch.device("cpu")), ranks
+    )
 
 
 def accumulate(

@@ -14,7 +14,7 @@ from tests.helpers import REPOSITORY
 
 @pytest.mark.parametrize("phase", REMEDIES)
 def test_of_the_device_names_the_phase_and_flags_that_exist(phase):
-    timer = Timer()
+    timer = Timer(torch.device("cpu"))
     with pytest.raises(UserError) as caught, timer.explain_lack_of_memory(), timer(phase):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB.")
     message = str(caught.value)
@@ -26,13 +26,13 @@ def test_of_the_device_names_the_phase_and_flags_that_exist(phase):
 
 def test_of_the_machine_is_recognised():
     expected = "out of memory in train: lower --micro-batch-size"
-    timer = Timer()
+    timer = Timer(torch.device("cpu"))
     with pytest.raises(UserError, match=expected), timer.explain_lack_of_memory(), timer("train"):
         torch.empty(2**60, dtype=torch.uint8)
 
 
 def test_other_errors_stay_what_they_are():
-    timer = Timer()
+    timer = Timer(torch.device("cpu"))
     with pytest.raises(RuntimeError, match="a bug"), timer.explain_lack_of_memory(), timer("train"):
         raise RuntimeError("a bug")
 

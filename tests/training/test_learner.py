@@ -87,7 +87,7 @@ def test_a_rollout_batch_that_lacks_conversations_does_not_move_the_schedule(seq
     schedule = {"lr": 4.0, "lr_schedule": "linear", "warmup_fraction": 0.0}
     config = resolve_defaults(Config(**flags, **schedule), bundled=True)
     policy = TokenLogProbs(random_model(torch.float32), temperature=1.0)
-    learner = Learner(config, policy, Extras(), RunStatistics(), Timer(), ALONE)
+    learner = Learner(config, policy, Extras(), RunStatistics(), Timer(torch.device("cpu")), ALONE)
     found = []
     for step, count in enumerate(sequences, start=1):
         buffer = ReplayBuffer()

@@ -1,0 +1,35 @@
+"""What a phase took: seconds and memory."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+
+from common.logger.timer import Timer
+
+GIGABYTE = 1e9
+
+
+def hold(gigabytes: float) -> None:
+    """Write that much memory and give it back."""
+    torch.ones(int(gigabytes * GIGABYTE), dtype=torch.uint8)
+
+
+def test_the_peak_of_a_phase_is_the_most_that_was_held_in_it_during_the_lap():
+    timer = Timer(torch.device("cpu"))
+    before = psutil.Process().memory_info().rss / GIGABYTE
+    for phase, gigabytes in (("rollout", 0.1), ("train", 0.3), ("rollout", 0.5), ("train", 0.2)):
+        with timer(phase):
+            hold(gigabytes)
+    first = timer.lap()
+    peaks = {name: value for name, value in first.items() if name.startswith("system/")}
+    assert peaks == {
+        "system/peak_rollout_gb": pytest.approx(before + 0.5, abs=0.03),
+        "system/peak_train_gb": pytest.approx(before + 0.3, abs=0.03),
+    }
+    with timer("train"):
+        hold(0.1)
+    second = timer.lap()
+    assert second["system/peak_train_gb"] == pytest.approx(before + 0.1, abs=0.03)
+    assert set(second) == {"time/train_s", "time/step_s", "system/peak_train_gb"}
