@@ -48,7 +48,7 @@ GROWN: Mapping[str, Sequence[Size]] = {
     "vocabulary": [
         Size(tasks=2, completion=32, vocabulary=n) for n in (128, 512, 2048, 8192, 32_768, 151_936)
     ],
-    "model": [Size(tasks=2, completion=16, width=w, layers=n) for w, n in SHAPES],
+    "model": [Size(tasks=1, completion=16, width=w, layers=n) for w, n in SHAPES],
     "turns": [Size(completion=32, turns=n) for n in (1, 2, 3, 4, 6, 8)],
 }
 HEAD_FEATURES = 32
