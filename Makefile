@@ -9,10 +9,22 @@ SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reord
 
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
+BENCH_INSTALLED := .venv-bench/.installed
+
+# Fills the virtual environment in which the target's file lies, with the extras $(1).
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "$(PYTHON) is older than 3.11; run make PYTHON=python3.11" >&2; exit 2; }
+@echo "Installing into $(@D): $$(grep -cE '^[^#]' constraints.txt) pinned packages, torch among them"
+@$(PYTHON) -m venv $(@D)
+$(if $(TORCH_INDEX),@$(@D)/bin/pip install --quiet -c constraints.txt torch --index-url $(TORCH_INDEX))
+@$(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+@touch $@
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast lint oracle tiny-model reproduce sweep compare chat samples \
-	merge-lora tensorboard clean
+.PHONY: help setup train test test-fast lint oracle bench bench-check tiny-model reproduce sweep \
+	compare chat samples merge-lora tensorboard clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,13 +32,10 @@ help:  ## List the targets
 setup: $(INSTALLED)  ## Make .venv with everything installed (TORCH_INDEX=URL takes torch from there)
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "$(PYTHON) is older than 3.11; run make PYTHON=python3.11" >&2; exit 2; }
-	@echo "Installing into .venv: $$(grep -cE '^[^#]' constraints.txt) pinned packages, torch among them"
-	@$(PYTHON) -m venv .venv
-	$(if $(TORCH_INDEX),@$(BIN)/pip install --quiet -c constraints.txt torch --index-url $(TORCH_INDEX))
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+	$(call install,dev)
+
+$(BENCH_INSTALLED): pyproject.toml constraints.txt
+	$(call install,bench)
 
 train: $(INSTALLED)  ## Train experiment_base on the bundled model (EXPERIMENT=... for another)
 	@cd $(EXPERIMENT) && $(BIN)/python train.py $(ARGS)
@@ -45,6 +54,12 @@ lint: $(INSTALLED)  ## Check format, lint and types
 oracle: $(INSTALLED)  ## Check our losses against TRL's own (installs TRL)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[oracle]'
 	@$(BIN)/pytest tests/test_trl_oracle.py
+
+bench: $(BENCH_INSTALLED)  ## Train beside TRL and write benchmarks/trl.md (ARGS="--only bundled" for a part)
+	@.venv-bench/bin/python -m benchmarks.trl $(ARGS)
+
+bench-check: $(BENCH_INSTALLED)  ## Fail where we are slower beside TRL than benchmarks/trl.json says
+	@.venv-bench/bin/python -m benchmarks.trl --check $(ARGS)
 
 tiny-model: $(INSTALLED)  ## Make the bundled models from nothing (MODEL=tiny for one, WANDB=1 to log it there)
 	@$(BIN)/python -m common.training.tiny_model $(MODEL) $(if $(WANDB),--wandb) $(ARGS)
@@ -71,5 +86,5 @@ tensorboard: $(INSTALLED)  ## Show all runs in TensorBoard
 	@$(BIN)/tensorboard --logdir runs
 
 clean:  ## Remove .venv and caches, never runs
-	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-bench build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -31,6 +30,7 @@ from rich.console import Console
 
 from benchmarks.learning_curve import finish
 from benchmarks.older_weights import Config as OlderWeights
+from benchmarks.pages import put_into
 from benchmarks.rows import column
 from common.repository import REPOSITORY
 from common.run.files import read_rows
@@ -249,15 +249,6 @@ def spread(found: Sequence[float], form: str) -> str:
         return format(found[0], form)
     low, middle, high = (format(of(found), form) for of in (min, statistics.fmean, max))
     return f"{middle} ({low} to {high})"
-
-
-def put_into(page: Path, name: str, table: str) -> None:
-    """In place of the table that stands below the comment with that name."""
-    text = page.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- {name} -->\n\n).*?(?=\n\n|\n?\Z)", re.DOTALL)
-    text, count = pattern.subn(lambda found: found[1] + table, text)
-    assert count == 1, f"{page}: there is no <!-- {name} -->"
-    page.write_text(text, encoding="utf-8")
 
 
 def draw(config: StudyConfig, found: Mapping[Kind, list[list[dict[str, Any]]]], path: Path) -> None:
