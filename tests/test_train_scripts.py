@@ -131,10 +131,12 @@ def test_the_loss_is_followed_through_four_files(executed):
 
 
 def test_learning_is_followed_through_ten_files(executed):
-    """From scored groups to new weights, but for where the numbers of a step are logged."""
+    """From scored groups to new weights, but for where the numbers of a step are logged. How a
+    model gets through its tokens fast is one of them."""
     files = followed(executed, "groups, experiences = with_advantages", "batch.step(")
     files = {file for file in files if not file.startswith("/logger/")}
     assert {"/training/learner.py", "/models/log_probs.py", "/algo/advantages.py"} <= files
+    files = {"/models/" if file.startswith("/models/") else file for file in files}
     assert len(files) <= 10, files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from common.models.kept_sets import KeptSets
 from common.models.load import ModelOptions, load_reference
+from common.models.token_tree import TokenTree
+from common.models.tree_states import tree_states, why_it_cannot_share
 
 if TYPE_CHECKING:
     import transformers
@@ -54,6 +57,7 @@ class TokenLogProbs(nn.Module):
         self.chunk_elements = chunk_elements or chunk_elements_on(model.device)
         with self._arithmetic():
             self.projects_in_chunks = has_known_projection(model)
+            self.why_it_cannot_share = why_it_cannot_share(model, self._read)
 
     def forward(
         self,
@@ -68,32 +72,54 @@ class TokenLogProbs(nn.Module):
         0 where `scored` is False. With `kept` the softmax of each scored token is over its set
         alone, in which it must be. The entropy has a gradient only if this `learns_entropy`. The
         first token of a row has no context and cannot be scored.
+
+        What rows have in common is computed once.
         """
-        positions = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-        inputs = {
-            "input_ids": token_ids,
-            "attention_mask": attention_mask.long(),
-            "position_ids": positions,
-            "use_cache": False,
-        }
-        targets = token_ids[:, 1:][scored[:, 1:]]
-        sets = None if kept is None else kept.at(scored)
+        rows = zip(token_ids.cpu().numpy(), attention_mask.cpu().numpy(), strict=True)
+        tree = TokenTree.of([ids[mask] for ids, mask in rows], shares=self.shares_beginnings)
+        row, time = scored.nonzero(as_tuple=True)
+        position = attention_mask.cumsum(dim=-1)[row, time] - 1
+        contexts = torch.from_numpy(tree.places).to(token_ids.device)[row, position - 1]
+        targets = token_ids[row, time]
         with self._arithmetic():
-            if self.projects_in_chunks:
-                hidden = self.model.base_model(**inputs).last_hidden_state
-                row_log_probs, row_entropy = self._score_in_chunks(
-                    hidden[:, :-1][scored[:, 1:]], targets, sets
-                )
+            states = tree_states(self.model, tree, self._read)
+            if kept is None:
+                numbers = self._score_distinct(states, contexts, targets)
             else:
-                logits = self.model(**inputs).logits
-                row_log_probs, row_entropy = self._score(
-                    logits[:, :-1][scored[:, 1:]], targets, sets
-                )
-        log_probs = torch.zeros(token_ids.shape, dtype=row_log_probs.dtype, device=targets.device)
-        return (
-            log_probs.masked_scatter(scored, row_log_probs),
-            torch.zeros_like(log_probs).masked_scatter(scored, row_entropy),
+                states = nn.functional.embedding(contexts, states)
+                numbers = self._score_in_chunks(states, targets, kept.at(scored))
+        log_probs, entropy = (
+            torch.zeros(token_ids.shape, dtype=row.dtype, device=row.device).masked_scatter(
+                scored, row
+            )
+            for row in numbers
         )
+        return log_probs, entropy
+
+    def _read(self, **inputs: Any) -> Float[Tensor, "pieces time width"]:
+        """The final hidden states, or the logits of a model that makes them in its own way."""
+        if self.projects_in_chunks:
+            return self.model.base_model(**inputs).last_hidden_state
+        return self.model(**inputs).logits
+
+    def _score_distinct(
+        self,
+        states: Float[Tensor, "places width"],
+        contexts: Int[Tensor, " rows"],
+        targets: Int[Tensor, " rows"],
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """Equal tokens after the same context are scored once."""
+        tokens = self.model.config.get_text_config().vocab_size
+        pairs, of_row = (contexts * tokens + targets).unique(return_inverse=True)
+        states = nn.functional.embedding(pairs // tokens, states)
+        log_probs, entropy = self._score_in_chunks(states, pairs % tokens, None)
+        expand = partial(nn.functional.embedding, of_row)
+        return expand(log_probs[:, None])[:, 0], expand(entropy[:, None])[:, 0]
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether rows that begin alike are read once as far as they do."""
+        return not self.why_it_cannot_share
 
     def _arithmetic(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.use_bfloat16)
@@ -123,7 +149,8 @@ class TokenLogProbs(nn.Module):
         targets: Int[Tensor, " rows"],
         sets: KeptSets | None,
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        return self._score(project_to_vocabulary(self.model, hidden), targets, sets)
+        logits = project_to_vocabulary(self.model, hidden) if self.projects_in_chunks else hidden
+        return self._score(logits, targets, sets)
 
     def _score(
         self,

@@ -23,7 +23,7 @@ def check_model(
 ) -> None:
     """Raise `UserError` for a model that cannot read the tasks, or samples what it does not learn.
 
-    Says if nothing ends a completion.
+    Says if nothing ends a completion, and if the learner reads a prompt once for each completion.
     """
     from common.rollout.self_check import check_decoding
 
@@ -31,6 +31,8 @@ def check_model(
     stop_ids = stop_token_ids(policy.model, chat.tokenizer) | chat.turn_end_ids
     check_tokens(name, embedding_rows(policy.model), stop_ids, chat, tasks)
     check_decoding(policy, chat.prompt_ids(tasks[0].question), name)
+    if policy.why_it_cannot_share:
+        say(f"equal prompts are not read once for all: {policy.why_it_cannot_share}")
     if not stop_ids and not config.stop:
         say(
             f"warning: no token of {name} ends a completion: each has --max-completion-tokens; "

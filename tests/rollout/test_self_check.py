@@ -62,12 +62,13 @@ def test_common_architectures_pass_and_are_left_as_they_were(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("use_bfloat16", [False, True])
 def test_a_model_that_sees_what_comes_later_is_refused(use_bfloat16, dtype):
-    """One of random weights of the usual size hardly looks at anything, and is refused too."""
+    """One of random weights of the usual size hardly looks at anything, and is refused too. It sees
+    what the shorter row is padded with as well."""
     policy = policy_of(transformers.BertConfig).to(dtype)
     policy.use_bfloat16 = use_bfloat16
     message = complaint_about(policy)
     assert "BertLMHeadModel is no causal language model" in message
-    assert 0.015 < nats_in(message) < 0.025
+    assert 0.02 < nats_in(message) < 0.04
 
 
 @pytest.mark.parametrize("use_bfloat16", [False, True])

@@ -110,3 +110,16 @@ def test_a_model_that_nothing_ends_is_said(end, tmp_path: Path):
             "its tokenizer an eos_token, or --stop"
         ]
     )
+
+
+def test_a_model_that_cannot_share_prompts_is_said(tmp_path: Path):
+    directory = str(save_model("gemma3", tmp_path))
+    tokenizer = load_tokenizer(directory)
+    policy = TokenLogProbs(load_policy(ModelOptions(directory, torch.device("cpu"))), 1.0)
+    said: list[str] = []
+    config = load_script("experiment_base").Config(model_name="mine")
+    check_model(config, policy, ChatFormat(tokenizer, ""), LEGS, said.append)
+    assert said == [
+        "equal prompts are not read once for all: Gemma3ForCausalLM has layers that keep a window "
+        "or a state of what they read"
+    ]
