@@ -121,7 +121,8 @@ def why_it_cannot_share(model: transformers.PreTrainedModel, read: Read) -> str:
     if not all(type(layer) is DynamicLayer for layer in layers):
         return f"{kind} has layers that keep a window or a state of what they read"
     exact = all(parameter.dtype.itemsize >= 4 for parameter in model.parameters())
-    tolerance = _TOLERANCE if exact and not torch.is_autocast_enabled() else _TOLERANCE_BFLOAT16
+    exact &= not torch.is_autocast_enabled(model.device.type)
+    tolerance = _TOLERANCE if exact else _TOLERANCE_BFLOAT16
     apart, together = (_example(model, read, shares=shares) for shares in (False, True))
     for one, other in zip(apart, together, strict=True):
         if (off := float((one - other).abs().max() / one.abs().max())) > tolerance:

@@ -7,7 +7,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from common.models.log_probs import TokenLogProbs
+from common.models.load import ModelOptions, load_policy
+from common.models.log_probs import TokenLogProbs, reference_log_probs
 from tests.models.test_log_probs import VOCABULARY, from_full_logits, gradient, small_model
 from tests.small_models import ARCHITECTURES
 
@@ -92,6 +93,20 @@ def test_a_window_is_not_gone_on_from(name):
     assert distinct <= sum(seen) <= distinct + 300
     expected, _ = from_full_logits(policy.model, *siblings())
     torch.testing.assert_close(log_probs, expected, atol=4e-6, rtol=4e-6)
+
+
+def test_rounding_keeps_neither_policy_nor_reference_from_sharing(saved_model):
+    """The one has gradients to be compared at the start, the other has not; where one of them read
+    whole sequences, their log-probs would differ before a weight has moved."""
+    options = ModelOptions(str(saved_model("qwen3")), torch.device("cpu"), use_bfloat16=True)
+    policy = TokenLogProbs(load_policy(options), 0.7, use_bfloat16=True)
+    reference = reference_log_probs(options, policy)
+    with torch.no_grad():
+        of_both = [model(*siblings())[0] for model in (policy, reference)]
+        policy.why_it_cannot_share = "told not to"
+        whole, _ = policy(*siblings())
+    assert torch.equal(*of_both)
+    assert not torch.equal(of_both[0], whole)
 
 
 def test_gradient_checkpointing_is_not_gone_on_from():
