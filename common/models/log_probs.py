@@ -203,12 +203,17 @@ class AdaptersOff(nn.Module):
 def reference_log_probs(
     options: ModelOptions, policy: TokenLogProbs
 ) -> TokenLogProbs | AdaptersOff:
-    """The model that the run started from: under LoRA the policy itself, else a frozen copy."""
+    """The model that the run started from: under LoRA the policy itself, else a frozen copy.
+
+    It shares beginnings only if the policy does, so that both round alike and the KL starts at 0.
+    """
     if options.lora_rank:
         return AdaptersOff(policy)
-    return TokenLogProbs(
+    reference = TokenLogProbs(
         load_reference(options), policy.temperature, use_bfloat16=policy.use_bfloat16
     )
+    reference.why_it_cannot_share = policy.why_it_cannot_share
+    return reference
 
 
 def project_to_vocabulary(
