@@ -35,7 +35,14 @@ from common.algo.objective import Objective
 from common.algo.surrogate import token_log_ratio, unclipped_surrogate
 from common.models.load import ModelOptions, load_policy, load_tokenizer, stop_token_ids
 from common.models.log_probs import TokenLogProbs
-from common.replay_buffer import experiences_from, micro_batches, totals_of, with_advantages
+from common.replay_buffer import (
+    ExperienceBatch,
+    MicroBatchLimits,
+    experiences_from,
+    micro_batches,
+    totals_of,
+    with_advantages,
+)
 from common.repository import REPOSITORY
 from common.rewards.answers import is_correct
 from common.rewards.judge import Judge
@@ -354,19 +361,19 @@ def gradient(
     totals, device = totals_of(experiences), policy.model.device
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     policy.zero_grad()
-    weights: list[float] = []
-    for micro in micro_batches(experiences, 64, device):
+    weights: dict[int, float] = {}
+    for together in micro_batches(experiences, MicroBatchLimits(tokens=8192)):
+        micro = ExperienceBatch.collate(together, device)
         log_probs, _ = policy(micro.token_ids, micro.attention_mask, micro.sampled, micro.kept)
         log_probs.retain_grad()
         log_ratio = objective.log_ratio(log_probs, log_probs.detach(), micro.sampled)
         per_token, _ = objective.surrogate(log_ratio, micro.tokens(log_probs, totals))
         objective.aggregate(per_token, micro.sampled, totals).backward()
         assert log_probs.grad is not None
-        weights.extend(log_probs.grad.abs().max(dim=1).values.tolist())
-    by_length = sorted(range(len(experiences)), key=lambda index: len(experiences[index]))
-    in_order = dict(zip(by_length, weights, strict=True))
+        largest = log_probs.grad.abs().max(dim=1).values.tolist()
+        weights |= zip(map(id, together), largest, strict=True)
     flat = [torch.zeros(1) if p.grad is None else p.grad.flatten() for p in parameters]
-    return torch.cat(flat), [in_order[index] for index in range(len(experiences))]
+    return torch.cat(flat), [weights[id(experience)] for experience in experiences]
 
 
 def _length_lines(groups: Sequence[Group]) -> list[str]:

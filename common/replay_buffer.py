@@ -25,9 +25,13 @@ from common.rollout.trajectory import Group, Trajectory
 LogProbModel = TokenLogProbs | AdaptersOff
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Experience:
-    """One sequence to learn from. Log-probs and entropy are zero where `sampled` is False."""
+    """One sequence to learn from. Log-probs and entropy are zero where `sampled` is False.
+
+    Of the policy that sampled they are filled in by the first pass under it, which may be that of
+    an optimizer step.
+    """
 
     task_id: int
     token_ids: Int[Tensor, " time"]
@@ -36,13 +40,13 @@ class Experience:
     """The turn of the policy that a token was sampled in, from 0; -1 where it was given."""
     log_probs_sampler: Float[Tensor, " time"]
     """As the sampler saw them; compared with `log_probs_old` to find mismatches."""
-    log_probs_old: Float[Tensor, " time"]
-    """Under the policy that sampled: the sampler's unless the learner has recomputed them."""
+    log_probs_old: Float[Tensor, " time"] | None
+    """Under the policy that sampled, or the sampler's in their place; None until they are known."""
     kept: KeptSets | None = None
     """What a restricted sampler chose each token from: all log-probs are those of these sets."""
     scored_at: int | None = None
-    """How many optimizer steps the policy had done when it computed `log_probs_old`; None if it has
-    not."""
+    """How many optimizer steps the policy that sampled had done; None where `log_probs_old` are the
+    sampler's."""
     log_probs_ref: Float[Tensor, " time"] | None = None
     entropy: Float[Tensor, " time"] | None = None
     advantages: Float[Tensor, " time"] | None = None
@@ -64,7 +68,7 @@ class Experience:
     @property
     def mismatch(self) -> Float[Tensor, " tokens"] | None:
         """How far sampler and learner differ about each sampled token, in nats, if it is known."""
-        if self.scored_at is None:
+        if self.scored_at is None or self.log_probs_old is None:
             return None
         difference = self.log_probs_old.double() - self.log_probs_sampler.double()
         return difference[self.sampled].abs()
@@ -101,7 +105,7 @@ def side_by_side(groups: Sequence[Group], experiences: Sequence[Experience]) -> 
     turns = [experience.turns for experience in experiences]
     mask = _padded([experience.sampled for experience in experiences])
     ref = _padded_if_known([experience.log_probs_ref for experience in experiences])
-    old = _padded([experience.log_probs_old for experience in experiences])
+    old = _padded_if_known([experience.log_probs_old for experience in experiences])
     return ComparedBatch(
         rewards=torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64),
         scores={
@@ -113,7 +117,7 @@ def side_by_side(groups: Sequence[Group], experiences: Sequence[Experience]) -> 
         },
         groups=torch.arange(len(sizes)).repeat_interleave(sizes),
         turns=pad_sequence(turns, batch_first=True, padding_value=-1),
-        kl=None if ref is None else kl_divergence_k1(old, ref, mask),
+        kl=None if old is None or ref is None else kl_divergence_k1(old, ref, mask),
         mask=mask,
         entropy=_padded_if_known([experience.entropy for experience in experiences]),
         weights={name: weight for one in rollouts for name, weight in one.weights.items()},
@@ -149,18 +153,19 @@ def with_advantages(
 class ExperienceBatch:
     """Experiences padded on the right to the longest among them."""
 
+    experiences: Sequence[Experience]
     token_ids: Int[Tensor, "batch time"]
     attention_mask: Bool[Tensor, "batch time"]
     sampled: Bool[Tensor, "batch time"]
     log_probs_sampler: Float[Tensor, "batch time"]
-    log_probs_old: Float[Tensor, "batch time"]
+    log_probs_old: Float[Tensor, "batch time"] | None
     log_probs_ref: Float[Tensor, "batch time"] | None
     advantages: Float[Tensor, "batch time"] | None
     num_tokens: int
     kept: KeptSets | None = None
     """What the sampler chose each token from, if it was restricted."""
     on_policy: bool = False
-    """Whether the policy has not moved since it computed `log_probs_old`."""
+    """Whether the policy is still the one that sampled."""
 
     @classmethod
     def collate(cls, experiences: Sequence[Experience], device: torch.device) -> ExperienceBatch:
@@ -169,17 +174,20 @@ class ExperienceBatch:
 
         lengths = torch.tensor([len(experience) for experience in experiences])
         time = torch.arange(int(lengths.max()))
-        log_probs_old = padded("log_probs_old")
+        sampler = padded("log_probs_sampler")
+        old = _padded_if_known([experience.log_probs_old for experience in experiences])
         ref = _padded_if_known([experience.log_probs_ref for experience in experiences])
         advantages = _padded_if_known([experience.advantages for experience in experiences])
+        dtype = (sampler if old is None else old).dtype
         return cls(
+            experiences,
             padded("token_ids"),
             moved(time < lengths[:, None], device),
             padded("sampled"),
-            padded("log_probs_sampler"),
-            log_probs_old,
+            sampler,
+            None if old is None else moved(old, device),
             None if ref is None else moved(ref, device),
-            None if advantages is None else moved(advantages.to(log_probs_old.dtype), device),
+            None if advantages is None else moved(advantages.to(dtype), device),
             int(lengths.sum()),
             _kept_of(experiences, device),
         )
@@ -190,22 +198,41 @@ class ExperienceBatch:
     def tokens(self, log_probs: Float[Tensor, "batch time"], totals: BatchTotals) -> TokenBatch:
         """What the loss is made of, with the log-probs under the policy as it is now.
 
-        On policy they are the old ones, too, so that the ratio is 1: in low precision rounding,
-        which differs with the shape of a batch, would move it out of a narrow clip range.
+        On policy they are the old ones, too, and the experiences keep them as such. So the ratio is
+        1: in low precision rounding, which differs with the shape of a batch, would move it out of
+        a narrow clip range.
 
-        Raises `ValueError` for experiences without advantages.
+        Raises `ValueError` for experiences without advantages, and for those without old log-probs
+        whose policy has moved.
         """
         if self.advantages is None:
             raise ValueError("nothing says which of these experiences are good: no advantages")
+        old = self.log_probs_old
+        if self.on_policy:
+            old = log_probs.detach()
+            for experience, row in zip(self.experiences, old, strict=True):
+                if experience.log_probs_old is None:
+                    experience.log_probs_old = row[: len(experience)]
+        if old is None:
+            raise ValueError(
+                "no old log-probs: Learner.score computes them, before the first optimizer step"
+            )
         return TokenBatch(
             log_probs,
-            log_probs.detach() if self.on_policy else self.log_probs_old,
+            old,
             self.log_probs_sampler,
             self.log_probs_ref,
             self.advantages,
             self.sampled,
             totals,
         )
+
+    def keep_entropy(self, entropy: Float[Tensor, "batch time"]) -> None:
+        """Keep that of the policy that sampled with the experiences."""
+        if self.on_policy:
+            for experience, row in zip(self.experiences, entropy.detach(), strict=True):
+                if experience.entropy is None:
+                    experience.entropy = row[: len(experience)]
 
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:
@@ -231,71 +258,89 @@ def totals_of(batch: Sequence[Experience]) -> BatchTotals:
     return BatchTotals(len(batch), tokens)
 
 
+@dataclass(frozen=True)
+class MicroBatchLimits:
+    """How much goes through a model at a time: memory, and no number beyond rounding."""
+
+    tokens: int
+    """Rows times the longest of them, padding included; a longer sequence goes alone."""
+    sequences: int | None = None
+    """Rows, None for as many as `tokens` allow."""
+
+    def hold(self, experiences: Sequence[Experience]) -> bool:
+        """Whether they may go together."""
+        count = len(experiences)
+        if self.sequences is not None and count > self.sequences:
+            return False
+        return count <= 1 or count * max(map(len, experiences)) <= self.tokens
+
+
 def micro_batches(
-    experiences: Sequence[Experience], size: int, device: torch.device
-) -> Iterator[ExperienceBatch]:
-    """Split by length, shortest first, so that little is padded.
+    experiences: Sequence[Experience], limits: MicroBatchLimits
+) -> list[list[Experience]]:
+    """What goes through a model together: a task's sequences wherever they fit, as what they have
+    in common is computed once, and neighbours of similar length.
 
-    Memory and speed are all that depends on `size`: losses are shares of the whole optimizer batch.
+    Memory and speed are all that depends on it: losses are shares of the whole optimizer batch. The
+    longest come first, so that memory that does not suffice runs out at once.
     """
-    ordered = [experiences[index] for index in _by_length(experiences)]
-    for start in range(0, len(ordered), size):
-        yield ExperienceBatch.collate(ordered[start : start + size], device)
+    batches: list[list[Experience]] = []
+    for task in _by_task(experiences):
+        for part in [task] if limits.hold(task) else [[one] for one in task]:
+            if batches and limits.hold(together := [*batches[-1], *part]):
+                batches[-1] = together
+            else:
+                batches.append(part)
+    return batches
 
 
-def _by_length(experiences: Sequence[Experience]) -> list[int]:
-    return sorted(range(len(experiences)), key=lambda index: len(experiences[index]))
+def even_parts(experiences: Sequence[Experience], count: int) -> list[list[Experience]]:
+    """The experiences in parts with as many tokens each, give or take a sequence.
+
+    Tasks stay together but for those at the cuts.
+    """
+    parts: list[list[Experience]] = [[] for _ in range(count)]
+    total, before = sum(map(len, experiences)), 0
+    for experience in chain.from_iterable(_by_task(experiences)):
+        middle = before + len(experience) / 2
+        parts[int(count * middle / total)].append(experience)
+        before += len(experience)
+    return parts
+
+
+def _by_task(experiences: Sequence[Experience]) -> list[list[Experience]]:
+    """Each task's experiences, the longest first, and so the tasks among themselves."""
+    tasks: dict[int, list[Experience]] = {}
+    for experience in sorted(experiences, key=len, reverse=True):
+        tasks.setdefault(experience.task_id, []).append(experience)
+    return list(tasks.values())
+
+
+Scored = tuple[Float[Tensor, " time"], Float[Tensor, " time"]]
 
 
 @torch.no_grad()
 def score_tokens(
-    policy: LogProbModel, experiences: Sequence[Experience], size: int
-) -> list[tuple[Float[Tensor, " time"], Float[Tensor, " time"]]]:
+    policy: LogProbModel, experiences: Sequence[Experience], limits: MicroBatchLimits
+) -> list[Scored]:
     """Log-probs and entropies of each experience's tokens under a model, on the CPU."""
-    passes: list[tuple[Tensor, Tensor]] = []
+    passes: list[tuple[list[Experience], Tensor, Tensor]] = []
     device = next(policy.parameters()).device
-    for batch in micro_batches(experiences, size, device):
+    for together in micro_batches(experiences, limits):
+        batch = ExperienceBatch.collate(together, device)
         log_probs, entropy = policy(
             batch.token_ids, batch.attention_mask, batch.sampled, batch.kept
         )
-        passes.append((log_probs, entropy))
+        passes.append((together, log_probs, entropy))
     # Copied when all passes are under way, as a copy waits for the device.
-    rows = [
-        row
-        for log_probs, entropy in passes
-        for row in zip(log_probs.cpu(), entropy.cpu(), strict=True)
-    ]
-    scored = dict(zip(_by_length(experiences), rows, strict=True))
-    return [
-        (scored[index][0][: len(experience)], scored[index][1][: len(experience)])
-        for index, experience in enumerate(experiences)
-    ]
-
-
-def with_log_probs(
-    experiences: Sequence[Experience],
-    policy: LogProbModel | None,
-    reference: LogProbModel | None,
-    size: int,
-) -> list[Experience]:
-    """The experiences with what the learner's policy and reference say of their tokens.
-
-    Without a policy the old log-probs stay the sampler's, and the entropy is not known.
-    """
-    completed = list(experiences)
-    if policy is not None:
-        scored = score_tokens(policy, completed, size)
-        completed = [
-            replace(experience, log_probs_old=log_probs, entropy=entropy)
-            for experience, (log_probs, entropy) in zip(completed, scored, strict=True)
-        ]
-    if reference is not None:
-        scored = score_tokens(reference, completed, size)
-        completed = [
-            replace(experience, log_probs_ref=log_probs)
-            for experience, (log_probs, _) in zip(completed, scored, strict=True)
-        ]
-    return completed
+    scored = {
+        id(one): (of_one[: len(one)].clone(), entropy_of_one[: len(one)].clone())
+        for together, log_probs, entropy in passes
+        for one, of_one, entropy_of_one in zip(
+            together, log_probs.cpu(), entropy.cpu(), strict=True
+        )
+    }
+    return [scored[id(experience)] for experience in experiences]
 
 
 class ReplayBuffer:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -21,7 +22,14 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from common.replay_buffer import Experience
+from common.replay_buffer import (
+    Experience,
+    ExperienceBatch,
+    LogProbModel,
+    MicroBatchLimits,
+    micro_batches,
+    score_tokens,
+)
 from common.rollout.generator import Completion, Request
 from common.rollout.sampling import Sampling
 from common.training.command_line import run_script
@@ -87,6 +95,39 @@ def random_experiences(
             )
         )
     return experiences
+
+
+def in_rows_of(size: int) -> MicroBatchLimits:
+    """Micro-batches of so many sequences."""
+    return MicroBatchLimits(tokens=10**6, sequences=size)
+
+
+def collated(experiences: Sequence[Experience], size: int) -> list[ExperienceBatch]:
+    """Those micro-batches, padded, on the CPU."""
+    cpu = torch.device("cpu")
+    split = micro_batches(experiences, in_rows_of(size))
+    return [ExperienceBatch.collate(together, cpu) for together in split]
+
+
+def with_log_probs(
+    experiences: Sequence[Experience],
+    policy: LogProbModel,
+    reference: LogProbModel | None,
+    size: int,
+) -> list[Experience]:
+    """The experiences with what policy and reference say of their tokens."""
+    limits = in_rows_of(size)
+    of_policy = score_tokens(policy, experiences, limits)
+    of_reference = score_tokens(reference, experiences, limits) if reference else None
+    return [
+        replace(
+            experience,
+            log_probs_old=of_policy[place][0],
+            entropy=of_policy[place][1],
+            log_probs_ref=of_reference and of_reference[place][0],
+        )
+        for place, experience in enumerate(experiences)
+    ]
 
 
 class ScriptedGenerator:

@@ -85,6 +85,7 @@ OTHERS = """
 --max-tool-tokens 44
 --max-turns 2
 --micro-batch-size 16
+--micro-batch-tokens 3000
 --min-p 0.1
 --model-name some/model
 --monitor-kl

@@ -15,8 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from common.algo.kl import kl_divergence_k3
 from common.algo.objective import Objective
 from common.models.log_probs import TokenLogProbs
-from common.replay_buffer import Experience, ExperienceBatch, micro_batches, totals_of
-from tests.helpers import random_experiences, random_model
+from common.replay_buffer import Experience, ExperienceBatch, totals_of
+from tests.helpers import collated, random_experiences, random_model
 from tests.variants import PARAMETERS, ROWS, VARIANTS, Flags, token_losses
 
 CPU = torch.device("cpu")
@@ -44,6 +44,7 @@ def loss_of(
     shares = []
     for batch in batches:
         log_probs, _ = policy(batch.token_ids, batch.attention_mask, batch.sampled)
+        assert batch.log_probs_old is not None
         assert batch.log_probs_ref is not None
         assert batch.advantages is not None
         per_token = token_losses(
@@ -72,6 +73,7 @@ def padded(batch: ExperienceBatch, count: int) -> ExperienceBatch:
     def widen(values: Tensor, fill: float) -> Tensor:
         return torch.nn.functional.pad(values, (0, count), value=fill)
 
+    assert batch.log_probs_old is not None
     assert batch.log_probs_ref is not None
     assert batch.advantages is not None
     return replace(
@@ -100,7 +102,7 @@ class TestTheGradientIsTheSame:
     @pytest.mark.parametrize("size", [1, 2, 3, 5])
     def test_for_any_micro_batch_size(self, objective, dtype, size):
         experiences = random_experiences(7, dtype=dtype)
-        self.check(objective, dtype, list(micro_batches(experiences, size, CPU)))
+        self.check(objective, dtype, collated(experiences, size))
 
     def test_in_any_order(self, objective, dtype):
         experiences = random_experiences(7, dtype=dtype)

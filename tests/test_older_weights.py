@@ -44,9 +44,11 @@ def test_a_step_is_sampled_by_the_weights_of_steps_ago_and_scored_by_those_of_no
         for step in session.steps():
             before.append(deepcopy(policy))
             experiences = session.score(session.rollouts(step))
+            session.learner.score(experiences)
             for parameter, kept in zip(policy.parameters(), before[-1].parameters(), strict=True):
                 assert torch.equal(parameter, kept)
             for experience in experiences:
+                assert experience.log_probs_old is not None
                 sampler, old = experience.log_probs_sampler[1:], experience.log_probs_old[1:]
                 fitting = [
                     number

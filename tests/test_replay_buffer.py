@@ -11,15 +11,13 @@ from common.replay_buffer import (
     ExperienceBatch,
     ReplayBuffer,
     experiences_from,
-    micro_batches,
     side_by_side,
     with_advantages,
-    with_log_probs,
 )
 from common.rewards.transcript import Transcript
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
 from common.tasks.task import Task
-from tests.helpers import random_experiences, random_model
+from tests.helpers import collated, random_experiences, random_model, with_log_probs
 
 CPU = torch.device("cpu")
 
@@ -71,11 +69,10 @@ def test_the_shuffle_alone_chooses_the_batches():
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(1, 6))
 def test_micro_batches_are_a_partition_padded_to_their_own_longest(lengths, size):
     items = [experience(number, length) for number, length in enumerate(lengths)]
-    batches = list(micro_batches(items, size, CPU))
+    batches = collated(items, size)
     assert sum(len(batch) for batch in batches) == len(items)
-    assert [b.token_ids.shape[1] for b in batches] == [
-        max(sorted(lengths)[start : start + size]) for start in range(0, len(lengths), size)
-    ]
+    longest_first = sorted(lengths, reverse=True)
+    assert [batch.token_ids.shape[1] for batch in batches] == longest_first[::size]
     assert sum(batch.num_tokens for batch in batches) == sum(lengths)
     for batch in batches:
         assert batch.attention_mask.sum(dim=1).tolist() == [
@@ -106,6 +103,7 @@ def test_a_padded_batch_by_hand():
     assert batch.token_ids.tolist() == [[5, 6, 7], [8, 9, 0]]
     assert batch.attention_mask.tolist() == [[True, True, True], [True, True, False]]
     assert batch.sampled.tolist() == [[False, True, True], [False, True, False]]
+    assert batch.log_probs_old is not None
     assert batch.log_probs_old.tolist() == [[0, -1.25, -2.25], [0, -3.25, 0]]
     assert batch.log_probs_sampler.tolist() == [[0, -1.0, -2.0], [0, -3.0, 0]]
     assert batch.advantages is not None
@@ -130,6 +128,7 @@ def test_experiences_carry_the_advantages_and_the_mask_of_their_rollout():
     assert [list(group.advantages) for group in groups] == [[1.0, 0.0]]
     assert good.token_ids.tolist() == [5, 6, 7]
     assert good.sampled.tolist() == [False, False, True]
+    assert good.log_probs_old is not None
     assert good.log_probs_old.tolist() == [0, 0, -0.5]
     assert good.advantages is not None
     assert bad.advantages is not None
@@ -146,6 +145,7 @@ def test_log_probs_return_to_the_experience_they_belong_to(size):
     for item, result in zip(items, scored, strict=True):
         mask = torch.ones(1, len(item), dtype=torch.bool)
         log_probs, entropy = policy(item.token_ids[None], mask, item.sampled[None])
+        assert result.log_probs_old is not None
         torch.testing.assert_close(result.log_probs_old, log_probs[0].detach())
         assert result.log_probs_ref is not None
         torch.testing.assert_close(result.log_probs_ref, log_probs[0].detach())

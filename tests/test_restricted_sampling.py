@@ -21,16 +21,14 @@ from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import (
     Experience,
     ExperienceBatch,
-    micro_batches,
     totals_of,
-    with_log_probs,
 )
 from common.rollout.generate import LocalGenerator
 from common.rollout.generator import Request, generate
 from common.rollout.rollout import as_trajectory
 from common.rollout.sampling import Sampling, StreamKey
 from common.rollout.trajectory import Segment, Trajectory
-from tests.helpers import random_model, read_rows, train_here
+from tests.helpers import collated, random_model, read_rows, train_here, with_log_probs
 
 CPU = torch.device("cpu")
 VOCABULARY = 60
@@ -83,6 +81,7 @@ def test_sampler_learner_and_reference_agree_at_any_setting(dtype, atol):
         policy.temperature = sampling.temperature
         experiences = experiences_of(policy, sampling)
         for one in with_log_probs(experiences, policy, policy, 4):
+            assert one.log_probs_old is not None
             assert one.log_probs_ref is not None
             assert torch.equal(one.log_probs_old, one.log_probs_ref)
             ratio = (one.log_probs_old - one.log_probs_sampler)[one.sampled].exp()
@@ -120,6 +119,7 @@ def test_a_nucleus_is_renormalised():
     differs = False
     for one in with_log_probs(experiences, policy, policy, 4):
         expected, entropies = renormalised(policy, one, 0.7)
+        assert one.log_probs_old is not None
         assert one.log_probs_ref is not None
         assert one.entropy is not None
         for found in (one.log_probs_sampler, one.log_probs_old, one.log_probs_ref):
@@ -143,7 +143,7 @@ def test_the_ratio_is_exactly_1_before_the_first_update():
     policy = policy_of(0.6, torch.float32)
     experiences = with_log_probs(experiences_of(policy, Sampling(0.6, 0.8)), policy, None, 6)
     experiences = [replace(one, advantages=torch.ones(len(one))) for one in experiences]
-    for batch in micro_batches(experiences, 2, CPU):
+    for batch in collated(experiences, 2):
         micro = replace(batch, on_policy=True)
         log_probs, _ = policy(*inputs(micro))
         tokens = micro.tokens(log_probs, totals_of(experiences))

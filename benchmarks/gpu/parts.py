@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from common.models.load import ModelOptions, load_policy
 from common.models.log_probs import TokenLogProbs
-from common.replay_buffer import Experience, score_tokens
+from common.replay_buffer import Experience, MicroBatchLimits, score_tokens
 from common.rollout.generate import LocalGenerator
 from common.rollout.generator import Completion, Request, generate
 from common.rollout.rollout import as_trajectory
@@ -101,7 +101,8 @@ class Parts:
             Experience.from_trajectory(number, as_trajectory(request, completion))
             for number, (request, completion) in enumerate(zip(requests, done, strict=True))
         ]
-        scored = score_tokens(learner, experiences, MICRO_BATCH)
+        limits = MicroBatchLimits(MICRO_BATCH * MOST_TOKENS, MICRO_BATCH)
+        scored = score_tokens(learner, experiences, limits)
         errors = torch.cat(
             [
                 (log_probs - experience.log_probs_sampler)[experience.sampled]

@@ -58,6 +58,9 @@ class Objective:
     has none of its own, it is the one of `--kl-estimator`."""
     uses_sampler: bool = False
     """Whether the surrogate itself looks at the sampler's log-probs, and takes no correction."""
+    advantages_see_policy: bool = True
+    """Whether `advantages` looks at the KL or the entropy of a batch, so that they are computed
+    before anything is learned from it. `load_objective` knows of the rows of the table."""
     extras: Extras = field(default_factory=Extras)
 
     def describe(self) -> dict[str, str]:

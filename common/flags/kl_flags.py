@@ -32,4 +32,6 @@ def with_kl(objective: Objective, config: TrainConfig) -> Objective:
     advantages = partial(
         with_kl_in_reward, advantages=objective.advantages, kl_weight=config.kl_weight
     )
-    return replace(objective, advantages=advantages, kl_penalty=no_penalty)
+    return replace(
+        objective, advantages=advantages, kl_penalty=no_penalty, advantages_see_policy=True
+    )

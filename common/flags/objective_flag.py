@@ -47,6 +47,9 @@ def load_objective(config: TrainConfig, *, use_bfloat16: bool) -> Objective:
             f"--objective {config.objective}: returned a {type(objective).__name__}; return an "
             "Objective (common.algo.objective)"
         )
+    if config.objective in VARIANTS:
+        # Of the table, none looks at more than the flags below have it look at.
+        objective = replace(objective, advantages_see_policy=False)
     objective = with_kl(objective, config)
     objective = _with_top_entropy(objective, config)
     return with_correction(objective, config, use_bfloat16=use_bfloat16)
@@ -61,4 +64,4 @@ def _with_top_entropy(objective: Objective, config: TrainConfig) -> Objective:
             "--old-log-probs sampler leaves out; leave out one of the two flags"
         )
     advantages = partial(of_top_entropy, advantages=objective.advantages, share=config.top_entropy)
-    return replace(objective, advantages=advantages)
+    return replace(objective, advantages=advantages, advantages_see_policy=True)

@@ -200,8 +200,11 @@ class OptimizerFlags:
     """Rollout batches to run."""
     train_batch_size: int = 128
     """Sequences per optimizer step, over all ranks: what the loss is averaged over."""
-    micro_batch_size: Annotated[int, ROUNDING] = 64
-    """Sequences per forward pass. Costs memory; changes no number beyond rounding."""
+    micro_batch_tokens: Annotated[int, ROUNDING] = 8192
+    """Most tokens in a forward pass, padding included; a longer sequence goes alone. Costs memory;
+    changes no number beyond rounding."""
+    micro_batch_size: Annotated[int | None, ROUNDING] = None
+    """Most sequences in a forward pass, besides. Default: as many as the tokens allow."""
     epochs_per_step: int = 1
     """Passes over the replay buffer per rollout batch."""
     lr: float = by_model(bundled=4e-4, other=1e-6, lora=by_model(bundled=2e-3, other=1e-5))
@@ -397,7 +400,9 @@ class TrainConfig(
         check("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
         check("top_k", lambda count: count >= 0, "0 or more")
         check("min_p", lambda value: 0 <= value <= 1, "from 0 to 1")
-        for name in ("rollouts_per_step", "train_batch_size", "micro_batch_size"):
+        for name in ("rollouts_per_step", "train_batch_size"):
+            check(name, lambda count: count >= 1, "at least 1")
+        for name in ("micro_batch_tokens", "micro_batch_size"):
             check(name, lambda count: count >= 1, "at least 1")
         for name in ("epochs_per_step", "eval_group_size", "figures_rows", "figures_snapshots"):
             check(name, lambda count: count >= 1, "at least 1")

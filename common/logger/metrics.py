@@ -132,7 +132,7 @@ def _log_prob_metrics(experiences: Sequence[Experience]) -> Metrics:
         }
     if len(entropy):
         metrics["entropy_mean"] = entropy.mean()
-    if len(ref):
+    if len(ref) and len(old):
         kl = np.expm1(ref - old) - (ref - old)
         metrics |= {
             "kl_mean": kl.mean(),
@@ -172,7 +172,7 @@ def kl_gradient_share(
     if not kl_weight or not experiences or objective.kl_penalty is no_penalty:
         return {}
     batch = ExperienceBatch.collate(experiences, torch.device("cpu"))
-    if batch.log_probs_ref is None or batch.advantages is None:
+    if batch.log_probs_old is None or batch.log_probs_ref is None or batch.advantages is None:
         return {}
     log_probs = batch.log_probs_old.double().requires_grad_()
     tokens = batch.tokens(log_probs, totals_of(experiences))
@@ -198,11 +198,12 @@ def preference_metrics(experiences: Iterable[Experience]) -> Metrics:
     chosen: list[float] = []
     rejected: list[float] = []
     for experience in experiences:
-        if experience.log_probs_ref is None or experience.advantages is None:
+        old, ref = experience.log_probs_old, experience.log_probs_ref
+        if old is None or ref is None or experience.advantages is None:
             continue
         if not experience.sampled.any():
             continue
-        shift = float((experience.log_probs_old - experience.log_probs_ref).double().sum())
+        shift = float((old - ref).double().sum())
         advantage = float(experience.advantages.mean())
         if advantage > 0:
             chosen.append(shift)

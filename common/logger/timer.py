@@ -17,10 +17,10 @@ _FEWER_ROWS = "--decode-rows (0 is all at once), which changes no number; or els
 REMEDIES = {
     "evaluation": f"{_FEWER_ROWS} --max-completion-tokens or --max-length",
     "rollout": f"{_FEWER_ROWS} --max-completion-tokens or --max-length",
-    "log_probs": "--micro-batch-size or --max-length, or add --lora-rank 16",
-    "train": "--micro-batch-size, or add --gradient-checkpointing or --lora-rank 16",
+    "log_probs": "--micro-batch-tokens or --max-length, or add --lora-rank 16",
+    "train": "--micro-batch-tokens, or add --gradient-checkpointing or --lora-rank 16",
     "log": "--log-completions-interval",
-    "checkpoint": "--micro-batch-size, or add --lora-rank 16",
+    "checkpoint": "--micro-batch-tokens, or add --lora-rank 16",
 }
 
 

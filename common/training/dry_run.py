@@ -56,8 +56,14 @@ def dry_run(main: Callable[[ConfigType], None], config: ConfigType) -> None:
 
 
 def small_tasks(config: TrainConfig) -> int:
-    """As few tasks as fill a micro-batch: learning from it takes the memory of a whole step."""
-    return min(config.rollouts_per_step, math.ceil(config.micro_batch_size / config.group_size))
+    """As few tasks as fill a micro-batch: learning from it takes the memory of a whole step.
+
+    They do where sequences are a quarter as long as they may be.
+    """
+    sequences = math.ceil(4 * config.micro_batch_tokens / config.max_length)
+    if config.micro_batch_size is not None:
+        sequences = min(sequences, config.micro_batch_size)
+    return min(config.rollouts_per_step, math.ceil(sequences / config.group_size))
 
 
 def plan(

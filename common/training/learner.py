@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice, repeat
 from typing import Any
@@ -21,24 +21,32 @@ from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import (
     Experience,
     ExperienceBatch,
+    LogProbModel,
+    MicroBatchLimits,
     ReplayBuffer,
+    Scored,
+    even_parts,
     micro_batches,
+    score_tokens,
     totals_of,
 )
 from common.training.ranks import Ranks
 from common.training.seeding import stream
 
-# A sequence without a token to learn from: its loss is 0, and so is its gradient.
-_BLANK = Experience(
-    task_id=-1,
-    token_ids=torch.zeros(2, dtype=torch.long),
-    sampled=torch.zeros(2, dtype=torch.bool),
-    turns=torch.full((2,), -1),
-    log_probs_sampler=torch.zeros(2),
-    log_probs_old=torch.zeros(2),
-    log_probs_ref=torch.zeros(2),
-    advantages=torch.zeros(2),
-)
+
+def _blank() -> Experience:
+    """A sequence without a token to learn from: its loss is 0, and so is its gradient."""
+    zeros = torch.zeros(2)
+    return Experience(
+        task_id=-1,
+        token_ids=zeros.long(),
+        sampled=zeros.bool(),
+        turns=zeros.long() - 1,
+        log_probs_sampler=zeros,
+        log_probs_old=zeros,
+        log_probs_ref=zeros,
+        advantages=zeros,
+    )
 
 
 class Learner:
@@ -65,6 +73,7 @@ class Learner:
         self.planned = 0
         """Optimizer steps that were planned for the rollout batches before the one in hand."""
         self.config = config
+        self.limits = MicroBatchLimits(config.micro_batch_tokens, config.micro_batch_size)
         self.extras = extras
         self.statistics = statistics
         self.timer = timer
@@ -77,13 +86,61 @@ class Learner:
         Every batch is to be learned from and then stepped.
         """
         self.steps, self.planned = [], optimizer_steps(self.config, step - 1)
+        size, seed = self.config.train_batch_size, self.config.seed
+        epochs = [
+            list(buffer.batches(size, stream(seed, "shuffle", step - 1, epoch)))
+            for epoch in range(self.config.epochs_per_step)
+        ]
+        self.score(self._read_later(list(chain.from_iterable(epochs))))
         with self.timer("train"):
-            for epoch in range(self.config.epochs_per_step):
+            for batches in epochs:
                 passed = len(self.steps)
-                shuffle = stream(self.config.seed, "shuffle", step - 1, epoch)
-                for batch in buffer.batches(self.config.train_batch_size, shuffle):
+                for batch in batches:
                     yield OptimizerBatch(self, batch)
                 self.logger.log_batch(step, epoch_metrics(self.steps[passed:]))
+
+    def score(self, experiences: Sequence[Experience]) -> None:
+        """Give those that lack them the old log-probs and the entropy of the policy.
+
+        Raises `ValueError` if it is not the policy that sampled them any more.
+        """
+        unknown = [one for one in experiences if one.log_probs_old is None]
+        if not unknown:
+            return
+        if not self.is_on_policy(unknown):
+            raise ValueError(
+                "no old log-probs, and the policy has moved since it sampled: call Learner.score "
+                "before the first optimizer step"
+            )
+
+        for experience, (log_probs, entropy) in self.scored(self.policy, unknown):
+            experience.log_probs_old, experience.entropy = log_probs, entropy
+
+    def scored(
+        self, model: LogProbModel, experiences: Sequence[Experience]
+    ) -> Iterator[tuple[Experience, Scored]]:
+        """The experiences, in another order, with what a model says of their tokens; each rank
+        computes a share of it."""
+
+        def score(parts: Sequence[Sequence[Experience]]) -> list[list[Scored]]:
+            return [score_tokens(model, part, self.limits) for part in parts]
+
+        with self.timer("log_probs"):
+            parts = even_parts(experiences, self.ranks.count)
+            for part, rows in zip(parts, self.ranks.split(parts, score), strict=True):
+                yield from zip(part, rows, strict=True)
+
+    def is_on_policy(self, experiences: Iterable[Experience]) -> bool:
+        """Whether the policy is still the one that sampled."""
+        return all(experience.scored_at == self.global_step for experience in experiences)
+
+    def _read_later(self, batches: Sequence[Sequence[Experience]]) -> list[Experience]:
+        """What needs old log-probs: in the first optimizer step they are those of its own pass."""
+        if not batches or not self.is_on_policy(batches[0]):
+            return list(chain.from_iterable(batches))
+        first = set(map(id, batches[0]))
+        later = {id(one): one for one in chain.from_iterable(batches) if id(one) not in first}
+        return list(later.values())
 
 
 class OptimizerBatch:
@@ -93,13 +150,13 @@ class OptimizerBatch:
         self._learner = learner
         self._experiences = experiences
         self._sums = StepSums()
-        self._share = learner.ranks.share(sorted(experiences, key=len))
-        size = learner.config.micro_batch_size
-        done = learner.global_step
-        self._on_policy = all(experience.scored_at == done for experience in experiences)
+        parts = even_parts(experiences, learner.ranks.count)
+        self._share = list(chain.from_iterable(learner.ranks.share(parts)))
+        self._split = micro_batches(self._share, learner.limits)
+        self._on_policy = learner.is_on_policy(experiences)
         self.totals = totals_of(experiences)
         """Counted over all ranks: the denominators of the loss."""
-        self.rounds = max(learner.ranks.merge(math.ceil(len(self._share) / size)))
+        self.rounds = max(learner.ranks.merge(len(self._split)))
         """Micro-batches of each rank."""
 
     def micro_batches(self) -> Iterator[ExperienceBatch]:
@@ -107,15 +164,13 @@ class OptimizerBatch:
 
         So all ranks go through the model equally often, whatever they have to learn from.
         """
-        size = self._learner.config.micro_batch_size
         device = next(self._learner.policy.parameters()).device
-        blank = ExperienceBatch.collate([_BLANK], device)
         own = (
-            replace(micro, on_policy=self._on_policy)
-            for micro in micro_batches(self._share, size, device)
+            replace(ExperienceBatch.collate(together, device), on_policy=self._on_policy)
+            for together in self._split
         )
-        batches = chain(own, repeat(blank))
-        return islice(batches, self.rounds)
+        blank = ExperienceBatch.collate([_blank()], device)
+        return islice(chain(own, repeat(blank)), self.rounds)
 
     def record(
         self,
@@ -129,7 +184,8 @@ class OptimizerBatch:
         weights: Float[Tensor, "batch time"] | None = None,
         bonus: Float[Tensor, ""] | float = 0.0,
     ) -> None:
-        """Take in what a micro-batch gave, for the metrics of the step."""
+        """Take in what a micro-batch gave, for the metrics of the step and of the rollouts."""
+        micro.keep_entropy(entropy)
         per_token = {"entropy": entropy, "clip_fraction": clipped, "kl": kl}
         known = {name: values for name, values in per_token.items() if values is not None}
         self._sums.add(policy_loss + kl_loss - bonus, micro, log_ratio.detach().exp(), **known)
@@ -153,6 +209,8 @@ class OptimizerBatch:
         if not reduced:
             learner.ranks.sum_gradients(learner.policy.parameters())
         sums = StepSums.merged(learner.ranks.merge(self._sums.cpu()))
+        if self._on_policy:
+            self._exchange_scores()
         planned = learner.planned + len(learner.steps)
         rate = learning_rate(config, planned, learner.warmup_steps)
         logger.snapshot_gradients(learner.global_step)
@@ -163,6 +221,20 @@ class OptimizerBatch:
         logger.log_training_step(learner.global_step, sums.metrics())
         if not learner.statistics.count_step(norm):
             logger.log_invalid_step(learner.global_step, self._experiences)
+
+    def _exchange_scores(self) -> None:
+        """Let all ranks have what the policy that sampled says, on the CPU."""
+
+        def on_cpu(row: Tensor | None) -> Tensor | None:
+            return None if row is None else row.to("cpu", copy=True)
+
+        places = {id(experience): place for place, experience in enumerate(self._experiences)}
+        own = [
+            (places[id(one)], on_cpu(one.log_probs_old), on_cpu(one.entropy)) for one in self._share
+        ]
+        for place, log_probs, entropy in chain.from_iterable(self._learner.ranks.merge(own)):
+            experience = self._experiences[place]
+            experience.log_probs_old, experience.entropy = log_probs, entropy
 
 
 def learning_rate(config: TrainConfig, step: int, warmup_steps: int) -> float:

@@ -33,7 +33,7 @@ from common.logger.recorder import Recorder
 from common.logger.timer import Timer
 from common.logger.tool_metrics import conversation_metrics, tool_evaluation_metrics
 from common.models.device import resolve_device
-from common.replay_buffer import Experience, LogProbModel, experiences_from, with_log_probs
+from common.replay_buffer import Experience, LogProbModel, experiences_from
 from common.rewards.answers import is_correct as is_right_answer
 from common.rewards.judge import Judge
 from common.rewards.outcome import RewardFunction
@@ -219,22 +219,22 @@ class Session:
         return groups
 
     def score(self, groups: Sequence[Group]) -> list[Experience]:
-        """What there is to learn from, with the log-probs of the policy and of its reference.
+        """What there is to learn from, with the log-probs of the reference.
 
-        With `--old-log-probs sampler` the sampler's stand for the policy's.
+        Those of the policy that sampled are computed by `Learner.optimizer_batches`, as far as no
+        pass of an optimizer step gives them, or here if the advantages are made of them. With
+        `--old-log-probs sampler` the sampler's stand for them.
         """
-        recomputes = self.config.old_log_probs == "learner"
-        score = partial(
-            with_log_probs,
-            policy=self.learner.policy if recomputes else None,
-            reference=self.reference,
-            size=self.config.micro_batch_size,
-        )
-        with self.timer("log_probs"):
-            mask_truncated = self.config.overlong == "mask"
-            experiences = experiences_from(groups, mask_truncated=mask_truncated)
-            done = self.learner.global_step if recomputes else None
-            return [replace(one, scored_at=done) for one in self.ranks.split(experiences, score)]
+        experiences = experiences_from(groups, mask_truncated=self.config.overlong == "mask")
+        if self.config.old_log_probs == "learner":
+            done = self.learner.global_step
+            experiences = [replace(e, log_probs_old=None, scored_at=done) for e in experiences]
+        if self.objective.advantages_see_policy:
+            self.learner.score(experiences)
+        if self.reference is not None:
+            for experience, (log_probs, _) in self.learner.scored(self.reference, experiences):
+                experience.log_probs_ref = log_probs
+        return experiences
 
     def report(self, step: int, groups: Sequence[Group], experiences: Sequence[Experience]) -> None:
         """Log a step: its rollouts, its rewards, what it cost, and samples of it."""

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, groupby
+from itertools import chain, count, groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,7 +62,8 @@ class SharedAs(AcceleratedRanks):
     second: Collection[int] = ()
 
     def share(self, items: Sequence[Any]) -> list[Any]:
-        return [item for item in items if (item.task_id in self.second) == (self.index == 1)]
+        everything = chain.from_iterable(items)
+        return [[one for one in everything if (one.task_id in self.second) == (self.index == 1)]]
 
 
 def train_module() -> Any:

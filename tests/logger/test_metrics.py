@@ -283,6 +283,7 @@ def make_batch(mask: list[list[bool]]) -> ExperienceBatch:
     sampled = torch.tensor(mask)
     zeros = torch.zeros(sampled.shape)
     return ExperienceBatch(
+        experiences=(),
         token_ids=zeros.long(),
         attention_mask=torch.ones_like(sampled),
         sampled=sampled,

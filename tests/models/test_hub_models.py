@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.models.load import ModelOptions, load_policy, load_tokenizer, stop_token_ids
 from common.models.log_probs import TokenLogProbs
-from common.replay_buffer import Experience, with_log_probs
+from common.replay_buffer import Experience
 from common.rollout.chat import ChatFormat
 from common.rollout.generate import LocalGenerator
 from common.rollout.generator import Completion, Request, generate
@@ -27,7 +27,7 @@ from common.tasks.task import Task
 from common.tools.calls import Call
 from common.tools.runner import ToolRunner
 from common.tools.toolbox import instant, make_tool, make_toolbox
-from tests.helpers import complain, load_script, read_rows
+from tests.helpers import complain, load_script, read_rows, with_log_probs
 from tests.small_models import ARCHITECTURES, GSM8K_ROWS, SLIDING_WINDOW, write_gsm8k_rows
 
 CPU = torch.device("cpu")
@@ -151,6 +151,7 @@ def test_every_stop_token_ends_a_completion_and_is_trained_on(model_directory):
         assert bool(experience.sampled[-1])
         scored = with_log_probs([experience], policy, None, 1)[0]
         expected = plain_log_probs(model_directory, experience.token_ids)[-1]
+        assert scored.log_probs_old is not None
         assert float(scored.log_probs_old[-1]) == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -165,6 +166,7 @@ def test_tokens_inside_a_sequence_that_look_like_padding_are_read(model_director
         experience = Experience.from_trajectory(0, as_trajectory(request, completion))
         scored = with_log_probs([experience], policy, None, 1)[0]
         expected = plain_log_probs(model_directory, row)[4:]
+        assert scored.log_probs_old is not None
         torch.testing.assert_close(scored.log_probs_old[5:], expected, atol=1e-5, rtol=0)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from common.models.load import load_tokenizer
 from common.models.log_probs import TokenLogProbs
 from common.models.tiny.tokenizer import END_ID
-from common.replay_buffer import Experience, with_log_probs
+from common.replay_buffer import Experience
 from common.rewards.answers import is_correct
 from common.rewards.tags import extract_tag
 from common.rewards.tool_use import tool_call_format, tool_execution
@@ -35,7 +35,7 @@ from common.tools.calls import Call
 from common.tools.runner import ToolRunner
 from common.tools.toolbox import instant, make_tool, make_toolbox
 from tests.chat_templates import QWEN25_KIND
-from tests.helpers import ScriptedGenerator, random_model
+from tests.helpers import ScriptedGenerator, random_model, with_log_probs
 from tests.small_models import train_tokenizer
 
 TOKENIZER = load_tokenizer("tiny")
@@ -580,6 +580,7 @@ def test_the_samplers_log_probs_are_the_learners_in_every_turn():
         for segment in trajectory.segments:
             here = slice(position, position := position + len(segment.token_ids))
             assert bool(experience.sampled[here].any()) == segment.sampled
+            assert experience.log_probs_old is not None
             difference = experience.log_probs_old[here] - experience.log_probs_sampler[here]
             assert difference.abs().max() < 1e-4
 

@@ -207,7 +207,7 @@ def test_flags_that_change_no_number_are_taken_in_silence(configure, begun):
 @pytest.mark.parametrize(
     ("flags", "notice"),
     [
-        ({"micro_batch_size": 2}, "--micro-batch-size 2 instead of 64: from here on the numbers"),
+        ({"micro_batch_tokens": 9}, "--micro-batch-tokens 9 instead of 8192: from here on"),
         ({"device": "cpu"}, "--device cpu instead of auto"),
         ({"attn": "eager"}, "--attn eager instead of None"),
         (
