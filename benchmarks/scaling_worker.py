@@ -150,6 +150,7 @@ def flags(size: Size, model: Path, root: Path) -> train.Config:
         **{"system_prompt": None, "reward_weights": "coin=1", "lr": 1e-6, "max_steps": STEPS},
         **{"rollouts_per_step": size.tasks, "group_size": size.group},
         **{"train_batch_size": size.tasks * size.group, "micro_batch_size": size.micro_batch},
+        "micro_batch_tokens": 10**9,
         **{"eval_samples": 0, "checkpoint_interval": 0, "wandb": False, "tensorboard": False},
         "max_completion_tokens": size.turns * size.completion,
         "max_length": size.prompt + size.turns * (size.completion + REPLY_TOKENS + 2),

@@ -145,6 +145,29 @@ def test_the_share_of_tokens_that_advantages_are_kept_at_is_part_of_the_objectiv
 
 
 @pytest.mark.parametrize(
+    ("flags", "see_policy", "learns_at_zero"),
+    [
+        (("--kl-weight", "0"), False, False),
+        (("--kl-weight", "0", "--correction", "opsm"), False, False),
+        (("--kl-weight", "0.1"), False, True),
+        (("--kl-weight", "0", "--monitor-kl"), False, True),
+        (("--kl-weight", "0", "--entropy-weight", "0.1"), False, True),
+        (("--kl-weight", "0.1", "--kl-in", "reward"), True, True),
+        (("--kl-weight", "0", "--top-entropy", "0.5"), True, False),
+        (("--kl-weight", "0", "--correction", "torch:ones_like"), False, True),
+        (("--kl-weight", "0", "--objective", "{own}:weightless"), True, True),
+    ],
+)
+def test_what_needs_no_pass_is_known_of_the_table_and_the_flags_alone(
+    own, flags, see_policy, learns_at_zero
+):
+    config = resolved(*(flag.format(own=own) for flag in flags))
+    objective = load_objective(config, use_bfloat16=False)
+    assert objective.advantages_see_policy == see_policy
+    assert objective.learns_at_zero == learns_at_zero
+
+
+@pytest.mark.parametrize(
     ("objective", "complaint"),
     [
         ("ppo", "--objective ppo: must be one of grpo, dr_grpo, dapo, gspo, cispo, rloo, "),

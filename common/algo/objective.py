@@ -61,6 +61,9 @@ class Objective:
     advantages_see_policy: bool = True
     """Whether `advantages` looks at the KL or the entropy of a batch, so that they are computed
     before anything is learned from it. `load_objective` knows of the rows of the table."""
+    learns_at_zero: bool = True
+    """Whether a sequence may teach something although its advantages are all 0. One that does not
+    goes through no model, and stays in all denominators."""
     extras: Extras = field(default_factory=Extras)
 
     def describe(self) -> dict[str, str]:

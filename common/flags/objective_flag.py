@@ -48,8 +48,10 @@ def load_objective(config: TrainConfig, *, use_bfloat16: bool) -> Objective:
             "Objective (common.algo.objective)"
         )
     if config.objective in VARIANTS:
-        # Of the table, none looks at more than the flags below have it look at.
-        objective = replace(objective, advantages_see_policy=False)
+        # What only the flags below may change; tests hold it of each row.
+        objective = replace(objective, advantages_see_policy=False, learns_at_zero=False)
+    if config.watches_kl or config.entropy_weight or names_own_code(config.correction):
+        objective = replace(objective, learns_at_zero=True)
     objective = with_kl(objective, config)
     objective = _with_top_entropy(objective, config)
     return with_correction(objective, config, use_bfloat16=use_bfloat16)

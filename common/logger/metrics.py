@@ -120,9 +120,10 @@ _OF_KEPT = (
 
 
 def _log_prob_metrics(experiences: Sequence[Experience]) -> Metrics:
-    """Over all sampled tokens of a batch, before it is learned from."""
-    old = _sampled_tokens(experiences, "log_probs_old")
-    ref = _sampled_tokens(experiences, "log_probs_ref")
+    """Over the sampled tokens of a batch, as far as they are known, before it is learned from."""
+    compared = [one for one in experiences if one.log_probs_ref is not None]
+    old = _sampled_tokens(compared, "log_probs_old")
+    ref = _sampled_tokens(compared, "log_probs_ref")
     entropy = _sampled_tokens(experiences, "entropy")
     metrics: Metrics = {}
     if len(mismatch := mismatches(experiences)):
@@ -132,7 +133,7 @@ def _log_prob_metrics(experiences: Sequence[Experience]) -> Metrics:
         }
     if len(entropy):
         metrics["entropy_mean"] = entropy.mean()
-    if len(ref) and len(old):
+    if len(old) == len(ref) > 0:
         kl = np.expm1(ref - old) - (ref - old)
         metrics |= {
             "kl_mean": kl.mean(),
@@ -150,13 +151,12 @@ def mismatches(experiences: Sequence[Experience]) -> np.ndarray:
 
 
 def _sampled_tokens(experiences: Sequence[Experience], name: str) -> np.ndarray:
-    """All values of that name in a row, float64; empty if any experience lacks them."""
-    rows: list[Tensor] = []
-    for experience in experiences:
-        values = getattr(experience, name)
-        if values is None:
-            return np.empty(0)
-        rows.append(values[experience.sampled])
+    """All values of that name in a row, float64, of the experiences that have them."""
+    rows = [
+        values[experience.sampled]
+        for experience in experiences
+        if (values := getattr(experience, name)) is not None
+    ]
     return torch.cat(rows).double().numpy() if rows else np.empty(0)
 
 

@@ -60,6 +60,8 @@ class Learner:
         statistics: RunStatistics,
         timer: Timer,
         ranks: Ranks,
+        *,
+        learns_at_zero: bool = True,
     ) -> None:
         self.policy = policy
         self.optimizer = make_optimizer(config, policy)
@@ -75,6 +77,7 @@ class Learner:
         self.config = config
         self.limits = MicroBatchLimits(config.micro_batch_tokens, config.micro_batch_size)
         self.extras = extras
+        self.learns_at_zero = learns_at_zero
         self.statistics = statistics
         self.timer = timer
         self.ranks = ranks
@@ -91,7 +94,8 @@ class Learner:
             list(buffer.batches(size, stream(seed, "shuffle", step - 1, epoch)))
             for epoch in range(self.config.epochs_per_step)
         ]
-        self.score(self._read_later(list(chain.from_iterable(epochs))))
+        with self.timer("log_probs"):
+            self.score(self.that_teach(self._read_later(list(chain.from_iterable(epochs)))))
         with self.timer("train"):
             for batches in epochs:
                 passed = len(self.steps)
@@ -112,7 +116,6 @@ class Learner:
                 "no old log-probs, and the policy has moved since it sampled: call Learner.score "
                 "before the first optimizer step"
             )
-
         for experience, (log_probs, entropy) in self.scored(self.policy, unknown):
             experience.log_probs_old, experience.entropy = log_probs, entropy
 
@@ -125,14 +128,24 @@ class Learner:
         def score(parts: Sequence[Sequence[Experience]]) -> list[list[Scored]]:
             return [score_tokens(model, part, self.limits) for part in parts]
 
-        with self.timer("log_probs"):
-            parts = even_parts(experiences, self.ranks.count)
-            for part, rows in zip(parts, self.ranks.split(parts, score), strict=True):
-                yield from zip(part, rows, strict=True)
+        parts = even_parts(experiences, self.ranks.count)
+        for part, rows in zip(parts, self.ranks.split(parts, score), strict=True):
+            yield from zip(part, rows, strict=True)
 
     def is_on_policy(self, experiences: Iterable[Experience]) -> bool:
         """Whether the policy is still the one that sampled."""
         return all(experience.scored_at == self.global_step for experience in experiences)
+
+    def that_teach(self, experiences: Sequence[Experience]) -> Sequence[Experience]:
+        """Those that may move the weights: all, unless the objective learns nothing from a sequence
+        whose advantages are 0."""
+        if self.learns_at_zero:
+            return experiences
+        return [
+            one
+            for one in experiences
+            if one.advantages is None or one.advantages[one.sampled].any()
+        ]
 
     def _read_later(self, batches: Sequence[Sequence[Experience]]) -> list[Experience]:
         """What needs old log-probs: in the first optimizer step they are those of its own pass."""
@@ -150,13 +163,13 @@ class OptimizerBatch:
         self._learner = learner
         self._experiences = experiences
         self._sums = StepSums()
-        parts = even_parts(experiences, learner.ranks.count)
+        parts = even_parts(learner.that_teach(experiences), learner.ranks.count)
         self._share = list(chain.from_iterable(learner.ranks.share(parts)))
         self._split = micro_batches(self._share, learner.limits)
         self._on_policy = learner.is_on_policy(experiences)
         self.totals = totals_of(experiences)
         """Counted over all ranks: the denominators of the loss."""
-        self.rounds = max(learner.ranks.merge(len(self._split)))
+        self.rounds = max(1, *learner.ranks.merge(len(self._split)))
         """Micro-batches of each rank."""
 
     def micro_batches(self) -> Iterator[ExperienceBatch]:

@@ -109,7 +109,15 @@ def open_session(
     policy, reference = load_models(config, device, run.weights, chat.tokenizer)
     check_model(config, policy, chat, train_tasks + held_out, say)
     statistics, timer = RunStatistics(), Timer(device)
-    learner = Learner(config, policy, objective.extras, statistics, timer, ranks)
+    learner = Learner(
+        config,
+        policy,
+        objective.extras,
+        statistics,
+        timer,
+        ranks,
+        learns_at_zero=objective.learns_at_zero,
+    )
     state = TrainingState(run, learner, chat.tokenizer, statistics, ranks)
     state.restore()
     interruption = Interruption(console.out, config.max_minutes)
@@ -229,11 +237,12 @@ class Session:
         if self.config.old_log_probs == "learner":
             done = self.learner.global_step
             experiences = [replace(e, log_probs_old=None, scored_at=done) for e in experiences]
-        if self.objective.advantages_see_policy:
-            self.learner.score(experiences)
-        if self.reference is not None:
-            for experience, (log_probs, _) in self.learner.scored(self.reference, experiences):
-                experience.log_probs_ref = log_probs
+        with self.timer("log_probs"):
+            if self.objective.advantages_see_policy:
+                self.learner.score(experiences)
+            if self.reference is not None:
+                for experience, (log_probs, _) in self.learner.scored(self.reference, experiences):
+                    experience.log_probs_ref = log_probs
         return experiences
 
     def report(self, step: int, groups: Sequence[Group], experiences: Sequence[Experience]) -> None:

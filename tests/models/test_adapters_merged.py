@@ -6,11 +6,12 @@ import torch
 from common.models.adapters_merged import adapters_merged
 from common.models.load import ModelOptions, load_policy
 from common.models.log_probs import TokenLogProbs
-from common.replay_buffer import Experience, with_log_probs
+from common.replay_buffer import Experience
 from common.rollout.generate import LocalGenerator
 from common.rollout.generator import Request, generate
 from common.rollout.rollout import as_trajectory
 from common.rollout.sampling import Sampling, StreamKey
+from tests.helpers import with_log_probs
 
 
 def adapted(*, use_bfloat16: bool = False) -> TokenLogProbs:
@@ -36,6 +37,7 @@ def test_what_is_sampled_has_the_learners_log_probs_and_the_weights_stay_to_the_
     trajectories = map(as_trajectory, requests, done)
     experiences = [Experience.from_trajectory(0, trajectory) for trajectory in trajectories]
     for experience in with_log_probs(experiences, policy, None, 8):
+        assert experience.log_probs_old is not None
         difference = experience.log_probs_old - experience.log_probs_sampler
         assert difference[experience.sampled].abs().max() < 1e-4
 

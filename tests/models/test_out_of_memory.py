@@ -25,13 +25,8 @@ def test_of_the_device_names_the_phase_and_flags_that_exist(phase):
 
 
 def test_of_the_machine_is_recognised():
-<<<<<<< HEAD
-    expected = "out of memory in train: lower --micro-batch-size"
-    timer = Timer(torch.device("cpu"))
-=======
     expected = "out of memory in train: lower --micro-batch-tokens"
-    timer = Timer()
->>>>>>> f7e92bc (Cut micro-batches by tokens, a task's rows together, and score no token that the first step scores itself)
+    timer = Timer(torch.device("cpu"))
     with pytest.raises(UserError, match=expected), timer.explain_lack_of_memory(), timer("train"):
         torch.empty(2**60, dtype=torch.uint8)
 
