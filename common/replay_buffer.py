@@ -161,7 +161,6 @@ class ExperienceBatch:
     log_probs_old: Float[Tensor, "batch time"] | None
     log_probs_ref: Float[Tensor, "batch time"] | None
     advantages: Float[Tensor, "batch time"] | None
-    num_tokens: int
     kept: KeptSets | None = None
     """What the sampler chose each token from, if it was restricted."""
     on_policy: bool = False
@@ -188,7 +187,6 @@ class ExperienceBatch:
             None if old is None else moved(old, device),
             None if ref is None else moved(ref, device),
             None if advantages is None else moved(advantages.to(dtype), device),
-            int(lengths.sum()),
             _kept_of(experiences, device),
         )
 

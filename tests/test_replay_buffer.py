@@ -73,7 +73,7 @@ def test_micro_batches_are_a_partition_padded_to_their_own_longest(lengths, size
     assert sum(len(batch) for batch in batches) == len(items)
     longest_first = sorted(lengths, reverse=True)
     assert [batch.token_ids.shape[1] for batch in batches] == longest_first[::size]
-    assert sum(batch.num_tokens for batch in batches) == sum(lengths)
+    assert sum(int(batch.attention_mask.sum()) for batch in batches) == sum(lengths)
     for batch in batches:
         assert batch.attention_mask.sum(dim=1).tolist() == [
             lengths[number] for number in batch.token_ids[:, 0].tolist()
@@ -110,7 +110,7 @@ def test_a_padded_batch_by_hand():
     assert batch.advantages.tolist() == [[1.5, 1.5, 1.5], [-0.5, -0.5, 0]]
     assert batch.advantages.dtype == torch.float32
     assert batch.log_probs_ref is None
-    assert (batch.num_tokens, len(batch)) == (5, 2)
+    assert (int(batch.attention_mask.sum()), len(batch)) == (5, 2)
 
 
 def test_what_has_no_advantages_cannot_be_learned_from():

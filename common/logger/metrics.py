@@ -21,6 +21,7 @@ from torch import Tensor
 from common.algo.kl import MAX_K3, no_penalty
 from common.algo.objective import Objective
 from common.logger.media import Table
+from common.models.token_tree import TokenCounts
 from common.replay_buffer import Experience, ExperienceBatch, totals_of
 from common.rewards.answers import is_tagged
 from common.rollout.trajectory import Group, Rollout
@@ -408,8 +409,8 @@ class StepSums:
         self._token_sums: dict[str, Tensor] = {}
         self._weights: WeightSums | None = None
         self._outcome: Metrics = {}
-        self.tokens = 0
-        self.positions = 0
+        self.counts = TokenCounts()
+        """What went through the policy."""
 
     @torch.no_grad()
     def add(
@@ -427,8 +428,6 @@ class StepSums:
         for name, values in {**per_token, "ratio_mean": ratio}.items():
             total = torch.where(mask, values, 0).sum()
             self._token_sums[name] = self._token_sums.get(name, torch.zeros_like(total)) + total
-        self.tokens += batch.num_tokens
-        self.positions += mask.numel()
 
     @torch.no_grad()
     def add_components(self, **components: Float[Tensor, ""]) -> None:
@@ -471,8 +470,7 @@ class StepSums:
                 merged._token_sums[name] = before + total
             if part._weights:
                 merged._add_weights(part._weights)
-            merged.tokens += part.tokens
-            merged.positions += part.positions
+            merged.counts = merged.counts.plus(part.counts)
         return merged
 
     def cpu(self) -> StepSums:
@@ -584,8 +582,10 @@ def batch_metrics(
     if steps:
         learned = sum(step.learned for step in steps)
         metrics["perf/train_tokens_per_s"] = learned / seconds["train"]
-        if positions := sum(step.positions for step in steps):
-            metrics["perf/padding_fraction"] = 1 - sum(step.tokens for step in steps) / positions
+        counts = StepSums.merged(steps).counts
+        if counts.positions:
+            metrics["perf/padding_fraction"] = 1 - counts.read / counts.positions
+            metrics["perf/shared_fraction"] = 1 - counts.read / counts.given
     return metrics
 
 

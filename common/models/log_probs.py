@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.models.kept_sets import KeptSets
 from common.models.load import ModelOptions, load_reference
-from common.models.token_tree import TokenTree
+from common.models.token_tree import TokenCounts, TokenTree
 from common.models.tree_states import tree_states, why_it_cannot_share
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class TokenLogProbs(nn.Module):
         self.use_bfloat16 = use_bfloat16
         self.learns_entropy = learns_entropy
         self.chunk_elements = chunk_elements or chunk_elements_on(model.device)
+        self.counts = TokenCounts()
+        """Of all passes so far."""
         with self._arithmetic():
             self.projects_in_chunks = has_known_projection(model)
             self.why_it_cannot_share = why_it_cannot_share(model, self._read)
@@ -77,6 +79,7 @@ class TokenLogProbs(nn.Module):
         """
         rows = zip(token_ids.cpu().numpy(), attention_mask.cpu().numpy(), strict=True)
         tree = TokenTree.of([ids[mask] for ids, mask in rows], shares=self.shares_beginnings)
+        self.counts = self.counts.plus(tree.counts)
         row, time = scored.nonzero(as_tuple=True)
         position = attention_mask.cumsum(dim=-1)[row, time] - 1
         contexts = torch.from_numpy(tree.places).to(token_ids.device)[row, position - 1]

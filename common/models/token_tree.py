@@ -44,6 +44,25 @@ class Pass:
         return self.remembers.sum(axis=1, keepdims=True) + np.arange(self.reads.shape[1])
 
 
+@dataclass(frozen=True)
+class TokenCounts:
+    """How much went through a model."""
+
+    given: int = 0
+    """Tokens of all sequences."""
+    read: int = 0
+    """Those that were computed: what sequences have in common counts once."""
+    positions: int = 0
+    """With the padding between them."""
+
+    def plus(self, other: TokenCounts, times: int = 1) -> TokenCounts:
+        return TokenCounts(
+            self.given + times * other.given,
+            self.read + times * other.read,
+            self.positions + times * other.positions,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class TokenTree:
     """The passes in which sequences are read, and where their tokens are found then."""
@@ -51,6 +70,7 @@ class TokenTree:
     passes: Sequence[Pass]
     places: np.ndarray
     """int64 `sequences time`: the place of each token; 0 on padding."""
+    counts: TokenCounts
 
     @classmethod
     def of(
@@ -74,7 +94,12 @@ class TokenTree:
                 place += width
             passes.append(_read(together))
         end_of = dict(zip(rows, ends, strict=True))
-        return cls(passes, _padded([end_of[row].path for row in spelled]))
+        counts = TokenCounts(
+            given=sum(map(len, sequences)),
+            read=sum(int(part.reads.sum()) for part in passes),
+            positions=place,
+        )
+        return cls(passes, _padded([end_of[row].path for row in spelled]), counts)
 
 
 @dataclass(eq=False)

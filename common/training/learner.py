@@ -163,6 +163,7 @@ class OptimizerBatch:
         self._learner = learner
         self._experiences = experiences
         self._sums = StepSums()
+        self._counts_before = learner.policy.counts
         parts = even_parts(learner.that_teach(experiences), learner.ranks.count)
         self._share = list(chain.from_iterable(learner.ranks.share(parts)))
         self._split = micro_batches(self._share, learner.limits)
@@ -221,6 +222,7 @@ class OptimizerBatch:
         learner, config, logger = self._learner, self._learner.config, self._learner.logger
         if not reduced:
             learner.ranks.sum_gradients(learner.policy.parameters())
+        self._sums.counts = learner.policy.counts.plus(self._counts_before, times=-1)
         sums = StepSums.merged(learner.ranks.merge(self._sums.cpu()))
         if self._on_policy:
             self._exchange_scores()

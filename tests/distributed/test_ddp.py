@@ -110,6 +110,7 @@ def loss_of(model: TokenLogProbs, objective: Objective, dtype: torch.dtype) -> t
     """The whole buffer in one padded batch, in this process."""
     everything = buffer(dtype)
     batch = ExperienceBatch.collate(everything, torch.device("cpu"))
+    assert batch.log_probs_old is not None
     assert batch.log_probs_ref is not None
     assert batch.advantages is not None
     log_probs, entropy = model(batch.token_ids, batch.attention_mask, batch.sampled)

@@ -19,6 +19,7 @@ from common.logger.metrics import (
     preference_metrics,
     rollout_metrics,
 )
+from common.models.token_tree import TokenCounts
 from common.replay_buffer import Experience, ExperienceBatch
 from common.rewards.outcome import Failure
 from common.rewards.transcript import Transcript
@@ -291,7 +292,6 @@ def make_batch(mask: list[list[bool]]) -> ExperienceBatch:
         log_probs_old=zeros,
         log_probs_ref=None,
         advantages=None,
-        num_tokens=5,
     )
 
 
@@ -321,7 +321,6 @@ def test_step_sums_weight_micro_batches_by_their_tokens():
         "training_step/kl": 1.5,
         "training_step/clip_fraction": 0.5,
     }
-    assert (sums.tokens, sums.positions) == (10, 6)
 
 
 def test_weights_of_a_correction_are_those_of_sampled_tokens_however_they_are_split():
@@ -387,6 +386,18 @@ def test_the_speed_of_learning_counts_sampled_tokens_with_a_loss():
     seconds = {"train": 0.5}
     metrics = batch_metrics(GROUPS, [], steps, seconds, kl_weight=0.0, objective=DAPO)
     assert metrics["perf/train_tokens_per_s"] == 3 / 0.5
+    assert "perf/padding_fraction" not in metrics
+
+
+def test_padding_and_what_is_shared_are_counted_over_all_steps():
+    """Of 100 tokens 40 are computed, among 50 positions."""
+    steps = [StepSums(), StepSums()]
+    steps[0].counts = TokenCounts(given=90, read=35, positions=42)
+    steps[1].counts = TokenCounts(given=10, read=5, positions=8)
+    seconds = {"train": 0.5}
+    metrics = batch_metrics(GROUPS, [], steps, seconds, kl_weight=0.0, objective=DAPO)
+    assert metrics["perf/padding_fraction"] == pytest.approx(0.2)
+    assert metrics["perf/shared_fraction"] == pytest.approx(0.6)
 
 
 def test_evaluation_metrics():

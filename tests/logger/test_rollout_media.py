@@ -52,7 +52,10 @@ def test_histograms_count_every_rollout_and_every_sampled_token():
     }
     counts = found["rewards/a_hist"].counts
     assert (counts[0], counts[len(counts) // 2], counts[-1]) == (1, 2, 3)
-    mismatch = torch.cat([one.log_probs_old[one.sampled].abs() for one in experiences])
+    old = [one.log_probs_old for one in experiences if one.log_probs_old is not None]
+    mismatch = torch.cat(
+        [row[one.sampled].abs() for row, one in zip(old, experiences, strict=True)]
+    )
     assert found["rollouts/logprob_mismatch_hist"].edges[-1] == pytest.approx(float(mismatch.max()))
 
 

@@ -43,12 +43,10 @@ def part_of(beginning: tuple[int, ...] | None) -> tuple[int, ...]:
     return beginning
 
 
-def num_computed(tree: TokenTree) -> int:
-    return sum(part.reads.size for part in tree.passes)
-
-
 def num_read(tree: TokenTree) -> int:
-    return sum(int(part.reads.sum()) for part in tree.passes)
+    assert tree.counts.positions == sum(part.reads.size for part in tree.passes)
+    assert tree.counts.read == sum(int(part.reads.sum()) for part in tree.passes)
+    return tree.counts.read
 
 
 @given(SEQUENCES, PASSES, st.booleans())
@@ -128,7 +126,7 @@ def test_of_batches_of_usual_size_a_tenth_is_padding(seed):
     rows = [np.append(prompts[n // 8], completion) for n, completion in enumerate(completions)]
     tree = TokenTree.of(rows)
     assert num_read(tree) == sum(map(len, prompts)) + sum(map(len, completions))
-    assert num_computed(tree) < num_read(tree) / 0.9
+    assert tree.counts.positions < num_read(tree) / 0.9
 
 
 def test_sequences_that_all_begin_one_another_are_read_in_few_passes():
