@@ -62,7 +62,7 @@ COMPARISONS: Mapping[str, Comparison] = {
         "conversations with a calculator",
         "experiment_multiturn_tool_calling",
         (),
-        64,
+        32,
         (1, 2),
         checked=4,
     ),
@@ -79,7 +79,7 @@ COMPARISONS: Mapping[str, Comparison] = {
         "experiment_base",
         (*PRETRAINED, "--max-steps", "4", "--lora-rank", "16"),
         16,
-        (1, 1),
+        (1,),
         warm_up=1,
     ),
 }
