@@ -25,7 +25,8 @@ Trained = Callable[[str, float], tuple[list[dict[str, Any]], float]]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Trained:
     """By experiment and weight, two optimizer steps from one batch without an advantage: their
-    rows, and the mean length of completions."""
+    rows, and the mean length of completions. The KL is watched, so that sequences go through the
+    policy that have nothing to teach it without a bonus."""
 
     @cache
     def train(experiment: str, weight: float) -> tuple[list[dict[str, Any]], float]:
@@ -34,7 +35,7 @@ def trained(tmp_path_factory) -> Trained:
         train_here(
             *(*SMALL, "--kl-weight", "0", "--objective", "rloo", "--epochs-per-step", "2"),
             *("--reward", f"{root / 'own.py'}:indifferent", "--reward-weights", "indifferent=1"),
-            *("--entropy-weight", str(weight)),
+            *("--entropy-weight", str(weight), "--monitor-kl"),
             experiment=experiment,
             log_dir=root,
         )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer
 
 from common.models.token_tree import TokenTree
+
+if TYPE_CHECKING:
+    import transformers
+    from transformers.cache_utils import DynamicLayer
 
 # How far what follows a cache may be off, as a share of the largest number: rounding makes 1e-6 of
 # it in float32, and 0.01 in bfloat16.
@@ -70,7 +72,7 @@ class _Memory:
 
     def recall(self, past: Int[Tensor, "pieces before"]) -> transformers.DynamicCache:
         """A cache in which each piece has read what is before it."""
-        cache = transformers.DynamicCache(config=self._config)
+        cache = _empty_cache(self._config)
         if past.shape[1]:
             for layer, known in zip(_layers_of(cache), self._layers, strict=True):
                 if known:
@@ -95,7 +97,15 @@ class _Memory:
         ]
 
 
+def _empty_cache(config: transformers.PreTrainedConfig) -> transformers.DynamicCache:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=config)
+
+
 def _layers_of(cache: transformers.DynamicCache) -> list[DynamicLayer]:
+    from transformers.cache_utils import DynamicLayer
+
     return [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
 
 
@@ -114,10 +124,12 @@ def why_it_cannot_share(model: transformers.PreTrainedModel, read: Read) -> str:
     Seen on a few tokens: what follows a cache must be computed as without one, and have the same
     gradient.
     """
+    from transformers.cache_utils import DynamicLayer
+
     if model.is_activation_checkpointing:
         return "gradient checkpointing leaves no cache to go on from"
     kind = type(model).__name__
-    layers = transformers.DynamicCache(config=model.config).layers
+    layers = _empty_cache(model.config).layers
     if not all(type(layer) is DynamicLayer for layer in layers):
         return f"{kind} has layers that keep a window or a state of what they read"
     exact = all(parameter.dtype.itemsize >= 4 for parameter in model.parameters())
