@@ -27,7 +27,6 @@ from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissin
 
 from common.flags.parsing import parse_config
 from common.flags.train_config import TrainConfig, resolve_defaults
-from common.models.device import keep_freed_memory
 from common.models.load import is_bundled, locate
 from common.repository import REPOSITORY
 from common.rewards.answers import is_correct
@@ -134,7 +133,6 @@ class EndOfSteps(transformers.TrainerCallback):
 
 
 def main(result: Path, experiment: str, rows_per_pass: int, flags: Sequence[str]) -> None:
-    keep_freed_memory()
     script = load_script(experiment)
     config = parse_config(script.Config, flags)
     config = resolve_defaults(config, bundled=is_bundled(config.model_name))

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
 import torch
 from torch import Tensor
 
 from common.errors import UserError
-
-# Parameters of mallopt(3), and a threshold that nothing exceeds.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _NEVER = -1, -4, -1
 
 
 def resolve_device(name: str) -> torch.device:
@@ -22,7 +16,7 @@ def resolve_device(name: str) -> torch.device:
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -34,21 +28,7 @@ def resolve_device(name: str) -> torch.device:
     }
     if (device.index or 0) >= present.get(device.type, 0):
         raise UserError(f"--device {name}: this machine has no such device; try --device auto")
-    if device.type == "cpu":
-        keep_freed_memory()
     return device
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what freed tensors took, instead of giving it back to the kernel at once.
-
-    The kernel fills each page with zeros before it hands it out again: without this that is a
-    seventh of a step at 135 M parameters. Other allocators are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
