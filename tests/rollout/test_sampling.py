@@ -65,10 +65,11 @@ def test_what_is_kept_is_renormalised(sampling, kept):
         assert [members.tolist() for members in sets.arrays()] == [kept]
 
 
+# A top_p nearer to 1 than rounding leaves to rounding what it keeps.
 SETTINGS = st.builds(
     Sampling,
     temperature=st.floats(0.2, 3),
-    top_p=st.floats(0.05, 1),
+    top_p=st.floats(0.05, 0.9999) | st.just(1.0),
     top_k=st.integers(0, 40),
     min_p=st.floats(0, 0.9),
 )
