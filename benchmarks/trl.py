@@ -1,6 +1,6 @@
 """The same training by a train script here and by TRL, in turns: how long, and how much memory.
 
-make bench                            (about half an hour on two cores)
+make bench                            (about three quarters of an hour on two cores)
 make bench ARGS="--only bundled"      (a part)
 make bench-check                      (a few minutes)
 
