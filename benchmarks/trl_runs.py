@@ -31,7 +31,7 @@ UNEVALUATED = ("--eval-samples", "0")
 SMOLLM2 = REPOSITORY / "build" / "smollm2-135m"
 PRETRAINED = (
     *("--model-name", str(SMOLLM2), "--data-path", str(REPOSITORY / "data/calculator_tasks.jsonl")),
-    *("--rollouts-per-step", "8", "--max-completion-tokens", "64"),
+    *("--rollouts-per-step", "8", "--max-completion-tokens", "64", "--micro-batch-tokens", "2048"),
     *("--reward", f"{Path(__file__).with_name('share_of_vowels.py')}:share_of_vowels"),
     *("--reward-weights", "share_of_vowels=1,answer_check=0,format_exact=0"),
 )

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 CHUNK_ELEMENTS = 2**24
 CHUNK_ELEMENTS_ON_GPU = 2**27
 
+# Chunks whose log-probs are kept for backward. Of more than these, all are computed again.
+KEPT_CHUNKS = 4
+
 # Rounding in bfloat16 is 0.004; a scale or a cap that was missed makes more difference.
 _PROJECTION_TOLERANCE = 0.01
 
@@ -133,16 +136,17 @@ class TokenLogProbs(nn.Module):
         targets: Int[Tensor, " rows"],
         sets: KeptSets | None,
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """One chunk keeps its logits for backward; several are each recomputed there instead."""
+        """A few chunks keep their log-probs for backward; many are recomputed there instead."""
         chunk_rows = max(1, self.chunk_elements // self.model.config.get_text_config().vocab_size)
         if len(targets) <= chunk_rows:
             return self._project_and_score(hidden, targets, sets)
         some_hidden, some_targets = hidden.split(chunk_rows), targets.split(chunk_rows)
         some_sets = [None] * len(some_hidden) if sets is None else sets.split(chunk_rows)
-        parts = [
-            checkpoint(self._project_and_score, *chunk, use_reentrant=False)
-            for chunk in zip(some_hidden, some_targets, some_sets, strict=True)
-        ]
+        score = self._project_and_score
+        if len(some_hidden) > KEPT_CHUNKS:
+            score = partial(checkpoint, score, use_reentrant=False)
+        chunks = zip(some_hidden, some_targets, some_sets, strict=True)
+        parts = [score(*chunk) for chunk in chunks]
         log_probs, entropies = zip(*parts, strict=True)
         return torch.cat(log_probs), torch.cat(entropies)
 
