@@ -84,8 +84,11 @@ class RoomyLayer(DynamicLayer):
             layer._show(len(lines), 0, keys.shape[-2])
         return layer
 
-    def keep(self, kept: Int[Tensor, " kept"], moved: Int[Tensor, " moved"]) -> None:
+    def keep(
+        self, kept: Int[Tensor, " kept"], moved: Int[Tensor, " moved"], most_lines: int
+    ) -> None:
         """Keep the lines `kept`, of which those at the places `moved` come from elsewhere."""
+        self._most_lines = most_lines
         if self._buffers is None:
             return
         for part in self.contents:
@@ -281,7 +284,7 @@ class DecodeBatch:
         unread = int(attention.any(dim=0).int().argmax())
         self.line_logits, self.attention = self.line_logits[lines], attention[:, unread:]
         for layer in self._layers:
-            layer.keep(lines, moved)
+            layer.keep(lines, moved, len(kept))
             layer.drop_columns(unread)
 
     def _lines_of(self, line_of: Int[Tensor, " kept"]) -> Int[Tensor, " lines"]:

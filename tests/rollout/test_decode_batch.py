@@ -130,3 +130,15 @@ def moved_into_holes(stay: list[bool]) -> list[int]:
     holes = ~running[: len(order)]
     order[holes] = len(order) + np.flatnonzero(running[len(order) :])
     return order.tolist()
+
+
+def test_room_is_that_of_the_rows_at_work(model64):
+    """Rows that leave give theirs back, however many have come and gone."""
+    batch = DecodeBatch.read(model64, [(5, 6, 7)] * 6)
+    for _ in range(4):
+        batch.keep(torch.arange(3))
+        batch = DecodeBatch.joined([batch, DecodeBatch.read(model64, [(5, 6, 7)] * 3)])
+        for layer in batch.cache.layers:
+            assert isinstance(layer, RoomyLayer)
+            assert layer._buffers is not None
+            assert [len(buffer) for buffer in layer._buffers] == [6, 6]
