@@ -330,7 +330,7 @@ def score_tokens(
             batch.token_ids, batch.attention_mask, batch.sampled, batch.kept
         )
         passes.append((together, log_probs, entropy))
-    # Copied when all passes are under way, as a copy waits for the device.
+    # Copied after all passes: a copy waits for the device.
     scored = {
         id(one): (of_one[: len(one)].clone(), entropy_of_one[: len(one)].clone())
         for together, log_probs, entropy in passes

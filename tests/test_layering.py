@@ -11,7 +11,7 @@ from tests.helpers import REPOSITORY
 # Each imports itself and those before it.
 ROOMS = (
     *("errors", "printable", "packages", "imports_beside", "own_code", "background"),
-    *("plain_number", "yaml_file", "repository", "command"),
+    *("plain_number", "yaml_file", "repository", "command", "freed_memory"),
     *("algo", "tasks", "tools", "rewards", "models", "rollout", "replay_buffer"),
     *("flags", "run", "logger", "views", "training", "sweep"),
 )

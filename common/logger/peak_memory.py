@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,13 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-# A look takes 12 microseconds. Between two of them a pass over 135 M weights grew by 0.4 % at most.
+from common.freed_memory import kept_bytes
+
+# Between two looks a pass over 135 M weights grew by 0.4 % at most.
 SECONDS_BETWEEN_LOOKS = 0.01
+
+# A look goes through what is free, in a millisecond if that is much: it takes this share of a core.
+MOST_LOOKING = 0.02
 
 
 @dataclass
@@ -23,7 +29,8 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """The most that a GPU's tensors take in this block; on any other device, that the process does.
+    """The most that a GPU's tensors take in this block; on any other device, that the process does,
+    without what it keeps for later.
 
     The operating system knows that of the whole life of a process alone, so a thread looks.
     """
@@ -35,13 +42,16 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         finally:
             peak.num_bytes = torch.cuda.max_memory_allocated(device)
         return
-    process, ended = psutil.Process(), threading.Event()
+    ended = threading.Event()
 
     def look() -> None:
-        is_last = False
+        is_last, wait = False, SECONDS_BETWEEN_LOOKS
         while not is_last:
-            is_last = ended.wait(SECONDS_BETWEEN_LOOKS)
-            peak.num_bytes = max(peak.num_bytes, process.memory_info().rss)
+            is_last = ended.wait(wait)
+            started = time.perf_counter()
+            peak.num_bytes = max(peak.num_bytes, held_bytes())
+            took = time.perf_counter() - started
+            wait = max(SECONDS_BETWEEN_LOOKS, took / MOST_LOOKING)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -50,3 +60,8 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
     finally:
         ended.set()
         thread.join()
+
+
+def held_bytes() -> int:
+    """What the process has in memory and in use."""
+    return psutil.Process().memory_info().rss - kept_bytes()

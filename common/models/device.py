@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
 import torch
 from torch import Tensor
 
 from common.errors import UserError
-
-# Names of glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+from common.freed_memory import keep_freed_memory
 
 
 def resolve_device(name: str) -> torch.device:
@@ -21,7 +16,7 @@ def resolve_device(name: str) -> torch.device:
     of which sampling has one per token. torch has other kernels for all that it can do.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-    _keep_freed_memory()
+    keep_freed_memory()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -43,15 +38,3 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc hold what is freed for what comes next.
-
-    Given back to the operating system, as it is without this, memory comes again page by page and
-    has to be cleared: that was an eighth of a step of 135 M weights on a CPU.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_MMAP_MAX, 0)
-        # As an unsigned number it is the highest of all.
-        libc.mallopt(_TRIM_THRESHOLD, -1)

@@ -1,6 +1,6 @@
 """The rows of a decode loop as tensors: what they have read, and what they expect next.
 
-Rows that have read the same are one line, until what they sample differs.
+Rows that began with the same prompt are one line, until what they sample differs.
 """
 
 from __future__ import annotations

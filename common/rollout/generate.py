@@ -105,14 +105,15 @@ class LocalGenerator:
 class LocalDecoding:
     """A batch of rows, a token each at a time.
 
-    A prompt that several requests share is read once and its cache repeated. Rows that have
+    What several requests have read alike is read once, until they part. Rows that have
     finished leave the batch, and requests that wait take their places. One that goes on where a
     completion of the same number was stopped by `ends_turn` reads only what is new to it. A cache
     that cannot be put together from parts, such as that of a sliding window, has none of this:
     requests wait for the whole batch, and are read from their beginning.
 
     What is sampled stays on the device. Of each token the host sees a byte per row, that says
-    whether the row may end there, and counts by itself what each may sample still.
+    whether the row may end there, and counts by itself what each may sample still. While rows are
+    alike it sees besides how many part.
     """
 
     def __init__(self, generator: LocalGenerator, sampling: Sampling) -> None:
