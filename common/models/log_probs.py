@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 CHUNK_ELEMENTS = 2**24
 CHUNK_ELEMENTS_ON_GPU = 2**27
 
-# Log-probs that are kept for backward, 256 MB, or those of one chunk. Of more than these, all are
-# computed again.
-KEPT_ELEMENTS = 2**26
+# Chunks whose log-probs are kept for backward, 256 MB or 512. Of more than these, all are computed
+# again.
+KEPT_CHUNKS = 4
+KEPT_CHUNKS_ON_GPU = 1
 
 # Rounding in bfloat16 is 0.004; a scale or a cap that was missed makes more difference.
 _PROJECTION_TOLERANCE = 0.01
@@ -138,14 +139,14 @@ class TokenLogProbs(nn.Module):
         sets: KeptSets | None,
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
         """What is kept for backward is bounded: more than that is recomputed there instead."""
-        vocabulary = self.model.config.get_text_config().vocab_size
-        chunk_rows = max(1, self.chunk_elements // vocabulary)
+        chunk_rows = max(1, self.chunk_elements // self.model.config.get_text_config().vocab_size)
         if len(targets) <= chunk_rows:
             return self._project_and_score(hidden, targets, sets)
         some_hidden, some_targets = hidden.split(chunk_rows), targets.split(chunk_rows)
         some_sets = [None] * len(some_hidden) if sets is None else sets.split(chunk_rows)
         score = self._project_and_score
-        if len(targets) * vocabulary > KEPT_ELEMENTS:
+        on_gpu = hidden.device.type == "cuda"
+        if len(some_hidden) > (KEPT_CHUNKS_ON_GPU if on_gpu else KEPT_CHUNKS):
             score = partial(checkpoint, score, use_reentrant=False)
         chunks = zip(some_hidden, some_targets, some_sets, strict=True)
         parts = [score(*chunk) for chunk in chunks]

@@ -125,10 +125,25 @@ def test_gradient_checkpointing_is_not_gone_on_from():
     torch.testing.assert_close(log_probs, expected, atol=4e-6, rtol=4e-6)
 
 
+@pytest.mark.parametrize("lora_rank", [0, 4], ids=["full", "lora"])
 @pytest.mark.parametrize(
-    "spoil", [lambda keys: keys * 1.01, lambda keys: keys.detach()], ids=["number", "gradient"]
+    "spoil",
+    [lambda keys: keys * 1.01, lambda keys: keys * torch.nan, lambda keys: keys.detach()],
+    ids=["number", "no number", "gradient"],
 )
-def test_a_model_that_computes_otherwise_from_a_cache_reads_whole_sequences(spoil, monkeypatch):
+def test_a_model_that_computes_otherwise_from_a_cache_is_told_from_one_that_does_not(
+    spoil, lora_rank, monkeypatch
+):
+    options = ModelOptions("tiny", torch.device("cpu"), lora_rank=lora_rank)
+    model = load_policy(options)
+    assert not TokenLogProbs(model, 0.7).why_it_cannot_share
+    spoil_what_is_cached(spoil, monkeypatch)
+    assert (
+        "computes what follows a cache otherwise" in TokenLogProbs(model, 0.7).why_it_cannot_share
+    )
+
+
+def spoil_what_is_cached(spoil, monkeypatch) -> None:
     update = transformers.cache_utils.DynamicLayer.update
 
     def spoiled(self, key_states, value_states, *args, **kwargs):
@@ -137,6 +152,13 @@ def test_a_model_that_computes_otherwise_from_a_cache_reads_whole_sequences(spoi
         return torch.cat([spoil(keys[:, :, :old]), keys[:, :, old:]], dim=-2), values
 
     monkeypatch.setattr(transformers.cache_utils.DynamicLayer, "update", spoiled)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda keys: keys * 1.01, lambda keys: keys.detach()], ids=["number", "gradient"]
+)
+def test_a_model_that_computes_otherwise_from_a_cache_reads_whole_sequences(spoil, monkeypatch):
+    spoil_what_is_cached(spoil, monkeypatch)
     model = small_model("qwen2")
     policy = TokenLogProbs(model, 0.7)
     assert "Qwen2ForCausalLM computes what follows a cache otherwise" in policy.why_it_cannot_share
