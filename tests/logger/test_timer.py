@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -13,8 +15,10 @@ GIGABYTE = 1e9
 
 
 def hold(gigabytes: float) -> None:
-    """Write that much memory and give it back."""
-    torch.ones(int(gigabytes * GIGABYTE), dtype=torch.uint8)
+    """Write that much memory, and give it back once it has been looked at."""
+    held = torch.ones(int(gigabytes * GIGABYTE), dtype=torch.uint8)
+    time.sleep(0.2)
+    del held
 
 
 def test_the_peak_of_a_phase_is_the_most_that_was_held_in_it_during_the_lap():
