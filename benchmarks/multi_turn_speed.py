@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +62,12 @@ class LockStepGenerator:
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
+
+    def load(self, version: int) -> None:
+        self._generator.load(version)
+
+    def metrics(self) -> Mapping[str, float]:
+        return self._generator.metrics()
 
     @contextmanager
     def decoding(self, sampling: Sampling) -> Iterator[LockStepDecoding]:

@@ -31,7 +31,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks.reading import OUR_LOSS, lines_of
-from benchmarks.smollm2 import main as make_smollm2
+from benchmarks.smollm2 import make_smollm2
 from benchmarks.trl_page import write
 from benchmarks.trl_runs import (
     COMPARISONS,

@@ -144,6 +144,12 @@ class ScriptedGenerator:
         self.requests: list[Request] = []
         self._waiting: list[tuple[int, Request]] = []
 
+    def load(self, version: int) -> None:
+        pass
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     @contextmanager
     def decoding(self, sampling: Sampling) -> Iterator[ScriptedGenerator]:
         yield self

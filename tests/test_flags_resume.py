@@ -47,6 +47,8 @@ OTHERS = """
 --dynamic-sampling 3
 --dynamic-sampling-by reward
 --entropy-weight 0.01
+--engine-directory /elsewhere/weights
+--engine-timeout 30
 --environment games:Guessing
 --epochs-per-step 2
 --eval-group-size 4
@@ -96,6 +98,7 @@ OTHERS = """
 --overlong-prompts drop
 --passage-tokens 99
 --passages-per-search 5
+--policy-lag 2
 --reasoning-tag reasoning
 --retriever retrievers:mine
 --reward rewards:one /elsewhere/rewards.py:two
@@ -104,6 +107,8 @@ OTHERS = """
 --rollouts-per-step 6
 --rubric-file /elsewhere/rubric.yaml
 --rubric-weight 0.25
+--sampler vllm
+--sampler-device cpu
 --seed 9223372036854775807
 --stop Question: 'A: '
 --system-prompt 'Say {what} you know: null'
@@ -117,6 +122,11 @@ OTHERS = """
 --top-p 0.9
 --train-batch-size 12
 --trust-remote-code
+--vllm-admission eager
+--vllm-devices 1
+--vllm-gpu-memory 0.5
+--vllm-sleep
+--vllm-tensor-parallel 2
 --no-wandb
 --wandb-entity team
 --wandb-group null
@@ -133,14 +143,15 @@ def name_of(line: str) -> str:
 
 
 LINES = {name_of(line): shlex.split(line) for line in OTHERS.strip().splitlines()}
-# What a flag is refused without, and one that is refused beside another line.
+# What a flag is refused without, and those that are refused beside another line.
 NEEDED = {
     "load_in_4bit": {"lora_rank": 8},
     "correct_threshold": {"correct": "rewards:right"},
+    "sampler_device": {"policy_lag": 1},
     "kl_in": {"kl_estimator": "k1", "kl_weight": 0.5},
     "kl_estimator": {"kl_in": "reward", "kl_weight": 0.5},
 }
-REFUSED_BESIDE_OTHERS = "log_artifacts"
+REFUSED_BESIDE_OTHERS = {"log_artifacts": True, "sampler": "vllm"}
 
 
 def config_class(experiment: str) -> type[TrainConfig]:
@@ -154,7 +165,7 @@ def names(experiment: str) -> list[str]:
 
 
 def command_line(experiment: str) -> list[str]:
-    chosen = [name for name in names(experiment) if name != REFUSED_BESIDE_OTHERS]
+    chosen = [name for name in names(experiment) if name not in REFUSED_BESIDE_OTHERS]
     return [argument for name in chosen for argument in LINES.get(name, [])]
 
 
@@ -177,7 +188,7 @@ EVERY_FLAG = {name: experiment for experiment in EXPERIMENTS for name in names(e
 def test_a_flag_that_was_given_is_restored(name):
     assert name in LINES, f"{flag_name(name)} needs a line in OTHERS, with another value"
     experiment = EVERY_FLAG[name]
-    value = name == REFUSED_BESIDE_OTHERS or getattr(given(experiment), name)
+    value = REFUSED_BESIDE_OTHERS.get(name) or getattr(given(experiment), name)
     before = dataclasses.replace(defaults(experiment), **{name: value, **NEEDED.get(name, {})})
     assert value != getattr(defaults(experiment), name), f"{LINES[name]}: that is its default"
     saved = json.loads(json.dumps(as_json(before)))

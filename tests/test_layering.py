@@ -11,7 +11,7 @@ from tests.helpers import REPOSITORY
 # Each imports itself and those before it.
 ROOMS = (
     *("errors", "printable", "packages", "imports_beside", "own_code", "background"),
-    *("plain_number", "yaml_file", "repository", "command", "freed_memory"),
+    *("plain_number", "yaml_file", "repository", "command", "freed_memory", "scratch"),
     *("algo", "tasks", "tools", "rewards", "models", "rollout", "replay_buffer"),
     *("flags", "run", "logger", "views", "training", "sweep"),
 )
@@ -27,6 +27,8 @@ HOMES = {
     "peft": ("common/models/",),
     "bitsandbytes": ("common/models/",),
     "bm25s": ("common/tools/",),
+    "vllm": ("common/rollout/engines/vllm_process.py",),
+    "httpx": ("common/rollout/engines/",),
     "math_verify": ("common/rewards/math_worker.py",),
     "accelerate": ("common/training/", "experiment_accelerate/", "experiment_accelerate_ddp/"),
     # The flags of everything; beside them the commands that take an argument without a flag.

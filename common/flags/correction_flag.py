@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from common.flags.train_config import TrainConfig
 
 # Where sampler and learner round differently; docs/off_policy.md says why this one.
-IN_BFLOAT16 = "token_truncated"
+WHERE_THEY_DIFFER = "token_truncated"
 
 
 def with_correction(objective: Objective, config: TrainConfig, *, use_bfloat16: bool) -> Objective:
@@ -30,8 +30,9 @@ def with_correction(objective: Objective, config: TrainConfig, *, use_bfloat16: 
     bounds = _bounds(config)
     if name == "auto":
         takes_one = not objective.uses_sampler and config.old_log_probs == "learner"
-        if objective.correction is None and takes_one and use_bfloat16:
-            return replace(objective, correction=CORRECTIONS[IN_BFLOAT16])
+        differs = use_bfloat16 or config.policy_lag > 0
+        if objective.correction is None and takes_one and differs:
+            return replace(objective, correction=CORRECTIONS[WHERE_THEY_DIFFER])
         return objective
     if name == "none":
         return replace(objective, correction=None)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 
@@ -189,6 +190,29 @@ class RolloutFlags:
     """Most sampled tokens per conversation, as far as --max-length allows."""
     max_length: int = by_model(bundled=160, other=1024)
     """Most tokens in a sequence, prompt included; a completion that meets it ends there."""
+    sampler: str = "local"
+    """What samples: local, the policy itself; vllm, an engine beside it that is given the weights
+    after each step (make setup-vllm); or http://HOST:PORT, a vLLM server of yours (docs/engines.md;
+    its key, if it has one, in VLLM_API_KEY)."""
+    engine_directory: Annotated[Path | None, FREE] = None
+    """Where weights pass to an engine, which must see it. Default: a directory in memory."""
+    policy_lag: int = 0
+    """Steps that the sampling is ahead: the batch of a step comes from the weights of so many steps
+    before, sampled by a second process while the policy learns. 0 samples and learns in turns."""
+    sampler_device: Annotated[str | None, ROUNDING] = None
+    """With --policy-lag: the device of the second process, such as cuda:1 or cpu. Default: that of
+    the learner; on a CPU each takes half of the threads."""
+    engine_timeout: Annotated[float, FREE] = 600.0
+    """Seconds after which an engine that gives no answer is given up."""
+    vllm_gpu_memory: Annotated[float, FREE] = 0.4
+    """Share of a GPU's memory that vLLM takes, its weights included."""
+    vllm_tensor_parallel: Annotated[int, ROUNDING] = 1
+    """GPUs among which vLLM splits the model."""
+    vllm_devices: Annotated[str | None, FREE] = None
+    """GPUs that vLLM uses, as CUDA_VISIBLE_DEVICES has them. Default: that of the learner, which
+    it shares by --vllm-gpu-memory; with --vllm-tensor-parallel all."""
+    vllm_sleep: Annotated[bool, FREE] = False
+    """Let vLLM leave a GPU's memory to the learner while that learns; on a CPU it does nothing."""
     decode_rows: Annotated[int, ROUNDING] = 0
     """Most completions of a process that are decoded at once, conversations that wait for a tool
     included; 0 for all. It takes less memory, more time, and samples the same."""
@@ -262,7 +286,8 @@ class ObjectiveFlags:
     """What makes up for a sampler that is not quite the policy: token_truncated, token_masked,
     sequence_truncated, sequence_masked, sequence_geometric, opsm, none, or module:function or
     file.py:function of your own, from tokens to weights. auto is the objective's own, if it has
-    one, else token_truncated in bfloat16 and none in float32 or with --old-log-probs sampler."""
+    one, else token_truncated in bfloat16 and with --policy-lag, and none in float32 without it or
+    with --old-log-probs sampler."""
     correction_cap: float | None = None
     """Most that a truncated weight may be, from 1 on; with opsm the bound in nats. Default: 2, opsm
     0.5."""
@@ -417,6 +442,11 @@ class TrainConfig(
         for name in ("kl_weight", "entropy_weight", "overlong_buffer"):
             check(name, lambda value: 0 <= value < math.inf, "0 or more")
         check("overlong_buffer", lambda value: value <= 1, "at most 1")
+        check("policy_lag", lambda steps: steps >= 0, "0 or more")
+        check("vllm_gpu_memory", lambda share: 0 < share <= 1, "above 0 and at most 1")
+        check("vllm_tensor_parallel", lambda count: count >= 1, "at least 1")
+        check("engine_timeout", lambda seconds: 0 < seconds < 1e6, "above 0, in seconds")
+        self._check_sampler()
         self._check_kl()
         check("top_entropy", lambda value: 0 < value <= 1, "above 0 and at most 1")
         check("clip_eps", lambda value: 0 < value < 1, "above 0 and below 1")
@@ -465,6 +495,35 @@ class TrainConfig(
         check("reasoning_tag", lambda tag: re.fullmatch(r"\w+", tag), "one word, without brackets")
         allowed = r"[^/\\#?%:]{1,128}"
         check("wandb_project", lambda name: re.fullmatch(allowed, name), r"without / \ # ? % :")
+
+    def _check_sampler(self) -> None:
+        if self.sampler_device is not None and not self.policy_lag:
+            raise UserError(
+                f"--sampler-device {self.sampler_device}: the policy itself samples, where it "
+                "learns; add --policy-lag 1 for a second process"
+            )
+        if self.sampler == "local":
+            return
+        url = urlsplit(self.sampler)
+        if url.username or url.password:
+            raise UserError(
+                "--sampler: a key in the address would be written down with the run; set "
+                "VLLM_API_KEY instead"
+            )
+        if self.sampler != "vllm" and not (url.scheme in ("http", "https") and url.netloc):
+            raise UserError(f"--sampler {self.sampler}: must be local, vllm or http://HOST:PORT")
+        for name in ("top_p", "top_k", "min_p"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise UserError(
+                    f"{flag_name(name)} {getattr(self, name):g}: --sampler {self.sampler} does not "
+                    "say which tokens it kept, without which learner and sampler see other "
+                    "distributions; leave it out, or use --sampler local"
+                )
+        if self.load_in_4bit:
+            raise UserError(
+                f"--load-in-4bit: --sampler {self.sampler} would sample from weights that are not "
+                "those in 4 bits; leave it out, or use --sampler local"
+            )
 
     def _check_kl(self) -> None:
         if self.kl_in == "reward" and not self.kl_weight:

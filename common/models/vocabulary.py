@@ -25,6 +25,12 @@ def embedding_rows(model: transformers.PreTrainedModel) -> int:
     return cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0]
 
 
+def tokens_never_sampled(model: transformers.PreTrainedModel, count: int) -> range:
+    """The ids that `cut_vocabulary` leaves out, to be left out by another engine, too."""
+    projection = cast(torch.nn.Linear | None, model.get_output_embeddings())
+    return range(count, 0 if projection is None else projection.weight.shape[0])
+
+
 def cut_vocabulary(model: transformers.PreTrainedModel, count: int) -> None:
     """Let the model's logits end with the token of id `count` - 1.
 

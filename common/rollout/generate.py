@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -83,6 +83,12 @@ class LocalGenerator:
         self.most_rows = most_rows or sys.maxsize
         self.use_bfloat16 = use_bfloat16
         self.interrupted = interrupted
+
+    def load(self, version: int) -> None:
+        """Nothing to do: these are the policy's own weights."""
+
+    def metrics(self) -> Mapping[str, float]:
+        return {}
 
     @contextmanager
     def decoding(self, sampling: Sampling) -> Iterator[LocalDecoding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -69,7 +69,15 @@ class Decoding(Protocol):
 class Generator(Protocol):
     """Anything that continues prompts."""
 
+    def load(self, version: int) -> None:
+        """Sample from the policy's weights as they are now, after so many optimizer steps."""
+        ...
+
     def decoding(self, sampling: Sampling) -> AbstractContextManager[Decoding]: ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """What is to be logged of the time since this was asked last."""
+        ...
 
 
 def generate(

@@ -4,7 +4,9 @@
       ^          |
       +-- tool <-+
 
-What is ready joins the decode loop at the next chance; tools run beside it and hold nobody up.
+What is ready joins the decode loop at the next chance; tools run beside it and hold nobody up. In
+waves, what tools that take time have said joins when nothing is left to sample, all of it together:
+who shares a batch with whom is then decided by tokens alone, and a run repeats to the bit.
 Where there is an environment, each conversation has an instance of its own from beginning to end.
 """
 
@@ -18,7 +20,7 @@ from typing import Literal
 from common.rewards.tags import ANSWER_TAG, extract_tag
 from common.rewards.transcript import Message, Transcript
 from common.rollout import rollout
-from common.rollout.generator import Completion, Generator, Request
+from common.rollout.generator import Completion, Decoding, Generator, Request
 from common.rollout.sampling import Sampling, StreamKey
 from common.rollout.tool_chat import ToolChat
 from common.rollout.trajectory import ERRORED, Segment, Trajectory
@@ -69,6 +71,7 @@ def multi_turn(
     max_completion_tokens: int,
     runner: ToolRunner,
     limits: Limits,
+    in_waves: bool = False,
 ) -> list[rollout.Conversation]:
     """Hold a conversation about each task; `max_completion_tokens` counts all turns of one.
 
@@ -94,7 +97,7 @@ def multi_turn(
                     else:
                         conversations[number].close()
                         decoding.forget(number)
-                for number, record in runner.finished(0.0 if decoding.busy else _PATIENCE):
+                for number, record in _replies(runner, decoding, in_waves):
                     conversations[number].hear(record)
                     if conversations[number].stop_reason:
                         conversations[number].close()
@@ -102,6 +105,20 @@ def multi_turn(
                     else:
                         decoding.add(number, conversations[number].request())
     return [conversation.finished() for conversation in conversations]
+
+
+def _replies(
+    runner: ToolRunner, decoding: Decoding, in_waves: bool
+) -> list[tuple[int, CallRecord]]:
+    """What tools have said that is to be read now."""
+    if decoding.busy:
+        return runner.instantly() if in_waves else runner.finished()
+    replies = runner.finished(_PATIENCE)
+    while in_waves and runner.busy:
+        # Which does nothing, but lets the run be interrupted.
+        decoding.advance()
+        replies += runner.finished(_PATIENCE)
+    return sorted(replies, key=lambda reply: reply[0]) if in_waves else replies
 
 
 class _Conversation:

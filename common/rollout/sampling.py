@@ -74,11 +74,18 @@ class StreamKey:
 
     def uniforms(self, count: int) -> np.ndarray:
         """The first `count` numbers of the stream, in [0, 1), float64."""
-        philox = np.random.Philox(
+        return np.random.Generator(self._philox()).random(count)
+
+    @property
+    def number(self) -> int:
+        """63 bits of the stream, for an engine that takes a seed."""
+        return self._philox().random_raw() >> 1
+
+    def _philox(self) -> np.random.Philox:
+        return np.random.Philox(
             key=np.array([self.seed, self.step], dtype=np.uint64),
             counter=np.array([0, self.turn, self.member, self.task_id], dtype=np.uint64),
         )
-        return np.random.Generator(philox).random(count)
 
 
 def sample_tokens(

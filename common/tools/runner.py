@@ -47,9 +47,14 @@ class ToolRunner:
             self._calls[number] = call
             self._background.start(number, partial(_run, tool, call))
 
+    def instantly(self) -> list[tuple[int, CallRecord]]:
+        """What instant tools have said since the last time, and what needed none."""
+        ready, self._ready = self._ready, []
+        return ready
+
     def finished(self, wait: float = 0.0) -> list[tuple[int, CallRecord]]:
         """What has come back since the last time; waits up to that many seconds for a first one."""
-        finished, self._ready = self._ready, []
+        finished = self.instantly()
         why = f"no reply within {self._timeout:g} s"
         for number, record in self._background.finished(0.0 if finished else wait):
             late = self._calls.pop(number).record("timeout", why, self._timeout)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from common.algo.overlong import OVERLONG, soft_overlong_penalty
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
-from common.models.load import check_positions, stop_token_ids
 from common.rewards.judge import Judge
 from common.rollout.chat import ChatFormat
 from common.rollout.generator import Generator, Interrupted
@@ -21,9 +19,6 @@ from common.tasks.task import Task
 from common.training.ranks import ALONE, Ranks
 from common.training.task_order import draws_of_step
 
-if TYPE_CHECKING:
-    import transformers
-
 
 class Collector:
     """Samples and scores groups of completions with one model, by the flags of one run."""
@@ -31,40 +26,37 @@ class Collector:
     def __init__(
         self,
         config: TrainConfig,
-        model: transformers.PreTrainedModel,
+        generator: Generator,
         chat: ChatFormat,
         judge: Judge,
         interrupted: Callable[[], bool],
         ranks: Ranks = ALONE,
         converse: Callable[..., list[Conversation]] = single_turn,
     ) -> None:
-        """Once `interrupted` says so, sampling and scoring stop by raising `Interrupted`.
+        """Once `interrupted` says so, scoring stops by raising `Interrupted`.
 
         Tasks are split among the `ranks`, and every rank gets the groups of all. `converse` holds
         the conversations, in the manner of `single_turn`.
-
-        Raises `UserError` if the model has fewer positions than `--max-length`.
         """
-        from common.rollout.generate import LocalGenerator
-
-        check_positions(model, config.max_length)
         self._config = config
-        stop_ids = stop_token_ids(model, chat.tokenizer) | chat.turn_end_ids
-        self._chat = chat.ending_at(stop_ids)
+        self._generator = generator
+        self._chat = chat
         self._judge = judge
         self._interrupted = interrupted
         self._ranks = ranks
         self._converse = converse
-        self.generator: Generator = LocalGenerator(
-            model,
-            stop_ids,
-            config.max_length,
-            ends_turn=chat.ends_turn,
-            turn_ending_ids=chat.turn_ending_ids,
-            most_rows=config.decode_rows,
-            use_bfloat16=config.model_options(model.device).use_bfloat16,
-            interrupted=interrupted,
-        )
+
+    def load(self, version: int) -> None:
+        """Sample from the policy's weights as they are now, after so many optimizer steps."""
+        self._ranks.each(lambda: self._generator.load(version))
+
+    def seconds(self) -> Mapping[str, float]:
+        """Of phases, where they are not those of the time spent here: there are none."""
+        return {}
+
+    def metrics(self) -> Mapping[str, float]:
+        """What sampling has cost since this was asked last."""
+        return self._generator.metrics()
 
     def train(self, tasks: Sequence[Task], step: int) -> tuple[list[Group], list[Group]]:
         """The groups of a step, of which the first is 1: those to learn from, and others.
@@ -149,7 +141,7 @@ class Collector:
         config = self._config
         converse = partial(
             self._converse,
-            generator=self.generator,
+            generator=self._generator,
             chat=self._chat,
             sampling=config.sampling(temperature),
             max_completion_tokens=config.max_completion_tokens,

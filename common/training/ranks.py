@@ -14,7 +14,8 @@ Result = TypeVar("Result")
 class Ranks:
     """A run of one process, which does all the work; `distributed` has the other kind.
 
-    Every method is called by all ranks alike, and returns the same on all of them.
+    Every method is called by all ranks alike, and returns the same on all of them, but for `share`
+    and `each`.
     """
 
     index = 0
@@ -35,6 +36,13 @@ class Ranks:
     def merge(self, value: Item) -> list[Item]:
         """The values of all ranks, in the order of the ranks."""
         return [value]
+
+    def each(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns on this rank, once all have done it; what it raises on any rank is
+        raised on all."""
+        done: list[Result] = []
+        self.split(range(self.count), lambda _: [done.append(work())])
+        return done[0]
 
     def agree(self, wish: bool) -> bool:
         """Whether any rank wishes."""

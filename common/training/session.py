@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from common.algo.objective import Objective
+from common.errors import UserError
 from common.flags.objective_flag import load_objective
 from common.flags.train_config import TrainConfig
 from common.logger.logger import Logger
@@ -49,17 +50,19 @@ from common.training.conversations import MultiTurnConfig
 from common.training.interruption import Interruption, was_launched
 from common.training.learner import Learner
 from common.training.model_checks import check_model
-from common.training.open_chat import how_to_converse, open_chat
+from common.training.open_chat import open_chat
+from common.training.open_collector import open_collector
 from common.training.open_logger import open_logger
+from common.training.open_tasks import open_tasks
 from common.training.policy_and_reference import load_models
-from common.training.prompts import leave_out_overlong, warnings_about_repeats
 from common.training.ranks import ALONE, Ranks
 from common.training.remarks import remarks
-from common.training.scoring import load_judge
+from common.training.sampler_process import connection_to_learner, sample_for_learner
+from common.training.sampling_ahead import SamplingAhead, sampling_ahead
 from common.training.seeding import seed_everything
 from common.training.state import TrainingState
 from common.training.talk import talk_with_run
-from common.training.task_order import is_evaluation_step, load_task_split
+from common.training.task_order import is_evaluation_step
 from common.views.summary import before_and_after
 
 if TYPE_CHECKING:
@@ -91,23 +94,24 @@ def open_session(
     if config.chat is not None:
         talk_with_run(config, open_chat(config, tools), device)
         sys.exit()
+    if (learners := connection_to_learner()) is not None:
+        sample_for_learner(learners, config, rewards, is_correct, tools)
+        sys.exit()
+    if config.policy_lag and ranks.count > 1:
+        raise UserError(
+            f"--policy-lag {config.policy_lag}: a run of {ranks.count} processes samples and "
+            "learns in turns; leave it out, or start the script without accelerate launch"
+        )
     console = Console(quiet=ranks.index > 0)
     use_bfloat16 = config.model_options(device).use_bfloat16
     objective = load_objective(config, use_bfloat16=use_bfloat16)
     run = _choose_run_together(config, console, ranks)
-    train_tasks, held_out = load_task_split(config)
-    chat = open_chat(config, tools)
-    environments = chat.environments if isinstance(chat, ToolChat) else None
     say = partial(console.out, highlight=False)
-    if chat.warning:
-        say(chat.warning)
-    judge = load_judge(config, train_tasks[0], say, rewards, is_correct, environments)
-    train_tasks, held_out = leave_out_overlong(config, chat, train_tasks, held_out, say)
-    for warning in warnings_about_repeats(config, train_tasks, held_out):
-        say(warning)
+    work = open_tasks(config, say, rewards, is_correct, tools)
+    tokenizer = work.chat.tokenizer
     seed_everything(config.seed)
-    policy, reference = load_models(config, device, run.weights, chat.tokenizer)
-    check_model(config, policy, chat, train_tasks + held_out, say)
+    policy, reference = load_models(config, device, run.weights, tokenizer)
+    check_model(config, policy, work.chat, [*work.train_tasks, *work.held_out], say)
     statistics, timer = RunStatistics(), Timer(device)
     learner = Learner(
         config,
@@ -118,53 +122,49 @@ def open_session(
         ranks,
         learns_at_zero=objective.learns_at_zero,
     )
-    state = TrainingState(run, learner, chat.tokenizer, statistics, ranks)
-    state.restore()
     interruption = Interruption(console.out, config.max_minutes)
-    collector = Collector(
-        config,
-        policy.model,
-        chat,
-        judge,
-        interruption.signalled,
-        ranks,
-        how_to_converse(config, chat),
-    )
-    functions = objective.describe()
-    say(f"{config.objective}: {', '.join(functions.values())}")
-    if (sampling := config.sampling(config.temperature)).restricts:
-        say(sampling.describe())
-    record, recorder = create_run(run, config, policy, ranks.count, functions), None
-    state.mark(run.step)
-    if config.figures_interval:
-        layer, head = config.figures_layer, config.figures_head
-        recorder = Recorder(run.directory.snapshots_file, policy.model, chat.tokenizer, layer, head)
-    with interruption, open_logger(config, run, record, console, recorder) as logger:
-        learner.logger = logger
-        session = Session(
-            config,
-            objective,
-            learner,
-            train_tasks,
-            held_out,
-            ranks=ranks,
-            reference=reference,
-            judge=judge,
-            has_tools=isinstance(chat, ToolChat) and bool(chat.toolbox),
-            collector=collector,
-            run=run,
-            state=state,
-            statistics=statistics,
-            logger=logger,
-            timer=timer,
-            interruption=interruption,
-            steps_done=run.step,
-        )
-        session.note(objective.extras.notes)
-        with suppress(Interrupted), timer.explain_lack_of_memory():
-            yield session
-            session.end_step()
-        session.close()
+    if config.policy_lag:
+        collecting = sampling_ahead(config, policy, interruption.signalled)
+    else:
+        collecting = open_collector(config, policy, work, interruption.signalled, ranks)
+    with collecting as collector:
+        state = TrainingState(run, learner, collector, tokenizer, statistics, ranks)
+        state.restore()
+        functions = objective.describe()
+        say(f"{config.objective}: {', '.join(functions.values())}")
+        if (sampling := config.sampling(config.temperature)).restricts:
+            say(sampling.describe())
+        record, recorder = create_run(run, config, policy, ranks.count, functions), None
+        state.mark(run.step)
+        if config.figures_interval:
+            layer, head = config.figures_layer, config.figures_head
+            recorder = Recorder(run.directory.snapshots_file, policy.model, tokenizer, layer, head)
+        with interruption, open_logger(config, run, record, console, recorder) as logger:
+            learner.logger = logger
+            session = Session(
+                config,
+                objective,
+                learner,
+                work.train_tasks,
+                work.held_out,
+                ranks=ranks,
+                reference=reference,
+                judge=work.judge,
+                has_tools=isinstance(work.chat, ToolChat) and bool(work.chat.toolbox),
+                collector=collector,
+                run=run,
+                state=state,
+                statistics=statistics,
+                logger=logger,
+                timer=timer,
+                interruption=interruption,
+                steps_done=run.step,
+            )
+            session.note(objective.extras.notes)
+            with suppress(Interrupted), timer.explain_lack_of_memory():
+                yield session
+                session.end_step()
+            session.close()
 
 
 @dataclass
@@ -182,7 +182,7 @@ class Session:
     judge: Judge
     has_tools: bool
     """Whether the policy has any to call."""
-    collector: Collector
+    collector: Collector | SamplingAhead
     run: Run
     state: TrainingState
     statistics: RunStatistics
@@ -218,6 +218,7 @@ class Session:
 
     def rollouts(self, step: int) -> list[Group]:
         """The groups of scored completions that a step learns from, those of all ranks."""
+        self.collector.load(self.learner.global_step)
         with self.timer("rollout"):
             groups, self.left_out = self.collector.train(self.train_tasks, step)
         if step == 1:
@@ -255,7 +256,7 @@ class Session:
             drawn,
             experiences,
             self.learner.steps,
-            self.timer.seconds,
+            {**self.timer.seconds, **self.collector.seconds()},
             self.config.kl_weight,
             self.objective,
         )
@@ -264,11 +265,13 @@ class Session:
             metrics |= kept_metrics(groups)
         if isinstance(self.config, MultiTurnConfig):
             metrics |= conversation_metrics(drawn)
+        metrics |= self.collector.metrics()
         self.logger.log_batch(step, {**metrics, **self.timer.lap()})
         self.logger.log_rollouts(step, drawn, experiences)
 
     def evaluate(self, step: int) -> None:
         """Answer the held-out tasks, with the same random numbers each time, and log how."""
+        self.collector.load(self.learner.global_step)
         with self.timer("evaluation"):
             groups = self.collector.evaluate(self.held_out)
         column = self.config.evaluated_apart

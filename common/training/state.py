@@ -11,8 +11,10 @@ from common.errors import UserError
 from common.logger.metrics import RunStatistics
 from common.run.checkpoint import random_state, restore_random_state
 from common.run.directory import Run
+from common.training.collector import Collector
 from common.training.learner import Learner
 from common.training.ranks import Ranks
+from common.training.sampling_ahead import SamplingAhead
 
 if TYPE_CHECKING:
     import transformers
@@ -28,6 +30,7 @@ class TrainingState:
 
     run: Run
     learner: Learner
+    collector: Collector | SamplingAhead
     tokenizer: transformers.PreTrainedTokenizerBase
     statistics: RunStatistics
     ranks: Ranks
@@ -45,6 +48,8 @@ class TrainingState:
             self.statistics.load_state_dict(state["statistics"])
             random = state["random"]
             restore_random_state(random[self.ranks.index % len(random)])
+            if isinstance(self.collector, SamplingAhead) and "sampled_ahead" in state:
+                self.collector.restore(state["sampled_ahead"])
             self._saved_step = self.run.step
 
     def mark(self, step: int) -> None:
@@ -83,6 +88,8 @@ class TrainingState:
                 "num_threads": torch.get_num_threads(),
                 "lengths": lengths,
             }
+            if isinstance(self.collector, SamplingAhead):
+                state["sampled_ahead"] = self.collector.state(step)
             model = self.learner.policy.model
             self.run.checkpoints.save(step, model, self.tokenizer, state)
 

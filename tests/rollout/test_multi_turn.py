@@ -22,6 +22,7 @@ from common.rewards.answers import is_correct
 from common.rewards.tags import extract_tag
 from common.rewards.tool_use import tool_call_format, tool_execution
 from common.rollout.chat import ChatOptions
+from common.rollout.decode_batch import DecodeBatch
 from common.rollout.generate import LocalDecoding, LocalGenerator
 from common.rollout.generator import Completion, Generator, Request
 from common.rollout.multi_turn import ROOM_TO_ANSWER, Limits, multi_turn
@@ -559,6 +560,52 @@ def test_together_and_one_at_a_time_are_the_same_token_for_token(
         assert trajectory.log_probs == pytest.approx(other.log_probs, abs=1e-9)
         assert trajectory.stop_reason == other.stop_reason
         assert (transcript, transcript.messages) == (same, same.messages)
+
+
+@pytest.mark.parametrize("seeds", [(1, 2), (3, 4)])
+def test_in_waves_the_time_that_tools_take_changes_no_number(seeds, monkeypatch):
+    """Not in the last digit: the same rows share every forward pass."""
+    passes: list[tuple[int, ...]] = []
+    forward = DecodeBatch._forward
+
+    def noted(batch, model, token_ids, reading):
+        passes.append(tuple(token_ids.shape))
+        forward(batch, model, token_ids, reading)
+
+    monkeypatch.setattr(DecodeBatch, "_forward", noted)
+    model = random_model(torch.float32)
+
+    def held(seed: int) -> tuple[list[Conversation], list[tuple[int, ...]]]:
+        latency = random.Random(seed)
+
+        def echo(text: str) -> str:
+            """Say it again, some time later.
+
+            Args:
+                text: What is said.
+            """
+            time.sleep(latency.random() / 50)
+            return text
+
+        chat = ChattyChat(TOKENIZER, "", make_toolbox([make_tool(echo)]), "tags")
+        generator = LocalGenerator(model, STOP_IDS, max_length=200, ends_turn=chat.ends_turn)
+        passes.clear()
+        done = multi_turn(
+            openings(12),
+            generator=generator,
+            chat=chat,
+            sampling=SAMPLING,
+            max_completion_tokens=60,
+            runner=ToolRunner(chat.toolbox, 5.0),
+            limits=replace(LIMITS, max_length=200),
+            in_waves=True,
+        )
+        return done, list(passes)
+
+    (first, first_passes), (second, second_passes) = map(held, seeds)
+    assert first_passes == second_passes
+    assert [trajectory for trajectory, _ in first] == [trajectory for trajectory, _ in second]
+    assert max(len(trajectory.segments) for trajectory, _ in first) > 5
 
 
 def chatty_trajectories() -> tuple[TokenLogProbs, list[Trajectory]]:

@@ -6,12 +6,10 @@ from functools import partial
 from typing import ClassVar
 
 import pytest
-import torch
 
 from common.algo.aggregation import BatchTotals
 from common.errors import UserError
 from common.flags.train_config import TrainConfig, resolve_defaults
-from common.models.load import ModelOptions, load_policy
 from common.replay_buffer import experiences_from, totals_of, with_advantages
 from common.rewards.answers import is_correct
 from common.rewards.judge import Judge
@@ -56,11 +54,8 @@ LENGTH = Judge([Reward("length", length_reward, 1.0)], Notion(is_correct))
 def collect(tokenizer, converse=single_turn, judge=LENGTH, interrupted=lambda: False, **flags):
     settings = {"rollouts_per_step": 3, "group_size": 4, "max_completion_tokens": 8, **flags}
     config = resolve_defaults(Config(**settings), bundled=True)
-    model = load_policy(ModelOptions("tiny", torch.device("cpu")))
-    chat = ChatFormat(tokenizer, "")
-    collector = Collector(config, model, chat, judge, interrupted, ALONE, converse)
-    generator = collector.generator = ScriptedGenerator(complete)
-    return collector, generator
+    chat, generator = ChatFormat(tokenizer, ""), ScriptedGenerator(complete)
+    return Collector(config, generator, chat, judge, interrupted, ALONE, converse), generator
 
 
 def test_one_draw_keeps_every_group(tokenizer):
@@ -150,7 +145,7 @@ def test_a_batch_without_a_single_token_ends_the_run(tokenizer):
         room = next(rooms)
         return Completion([20] * room, [-1.0] * room, "context")
 
-    collector.generator = ScriptedGenerator(in_what_room_there_is)
+    collector._generator = ScriptedGenerator(in_what_room_there_is)
     with pytest.raises(UserError, match=r"^--max-length 160: no token was sampled in step 1, as "):
         collector.train(TASKS, 1)
     groups, _ = collector.train(TASKS, 2)
