@@ -21,7 +21,7 @@ SMALL = (
     *("--model-name", str(MODEL), "--no-wandb", "--no-tensorboard", "--max-steps", "1"),
     *("--rollouts-per-step", "2", "--group-size", "2", "--eval-samples", "0"),
     *("--max-completion-tokens", "8", "--warmup-fraction", "0", "--run-name", "run"),
-    *("--reward", "benchmarks.share_of_vowels:share_of_vowels"),
+    *("--reward", f"{REPOSITORY / 'benchmarks' / 'share_of_vowels.py'}:share_of_vowels"),
 )
 
 
