@@ -39,9 +39,9 @@ class MultiTurnConfig(TrainConfig):
     tool_timeout: float = 10.0
     """Seconds after which a tool is given up, and its conversation with it."""
     vllm_admission: Literal["waves", "eager"] = "waves"
-    """When what a tool has said is read by an engine, if it took time: with all that is waited for,
-    once nothing is left to sample, so that runs repeat; or at once, which is faster and repeats up
-    to rounding."""
+    """With an engine or a --policy-lag, when what a tool has said is read if it took time: with all
+    that is waited for, once nothing is left to sample, so that runs repeat; or at once, which is
+    faster and repeats up to rounding."""
     tool_format: Literal["tags", "hermes", "xml"] = by_model(bundled="tags", other="hermes")
     """How calls are written: tags, <tool:name>text</tool>; hermes, JSON in <tool_call> tags, which
     Qwen and others were trained on; or xml, <function=name> and <parameter=x> in such tags, as
@@ -120,5 +120,6 @@ def converse_with_tools(
         max_invalid_calls=config.max_invalid_calls,
     )
     runner = ToolRunner(chat.toolbox, config.tool_timeout)
-    in_waves = config.sampler != "local" and config.vllm_admission == "waves"
+    decodes_beside = config.sampler != "local" or config.policy_lag > 0
+    in_waves = decodes_beside and config.vllm_admission == "waves"
     return partial(multi_turn, runner=runner, limits=limits, in_waves=in_waves)
