@@ -108,5 +108,5 @@ tensorboard: $(INSTALLED)  ## Show all runs in TensorBoard
 	@$(BIN)/tensorboard --logdir runs
 
 clean:  ## Remove .venv and caches, never runs
-	@rm -rf .venv .venv-bench build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-bench .venv-vllm build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

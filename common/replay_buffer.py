@@ -1,4 +1,4 @@
-"""What was experienced, and in which batches it is learned from."""
+"""What was experienced, what of it waits, and in which batches it is learned from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from common.models.log_probs import AdaptersOff, TokenLogProbs
 from common.rollout.trajectory import Group, Trajectory
 
 LogProbModel = TokenLogProbs | AdaptersOff
+Waiting = TypeVar("Waiting")
 
 
 @dataclass(eq=False)
@@ -84,7 +86,10 @@ def experiences_from(groups: Sequence[Group], *, mask_truncated: bool = False) -
     reward stays in the baseline of its group and its sequence in the denominator.
     """
     experiences = [
-        Experience.from_trajectory(group.task.task_id, rollout.trajectory)
+        replace(
+            Experience.from_trajectory(group.task.task_id, rollout.trajectory),
+            log_probs_ref=rollout.log_probs_ref,
+        )
         for group in groups
         for rollout in group.rollouts
     ]
@@ -370,3 +375,34 @@ class ReplayBuffer:
         order = rng.permutation(len(self._items)).tolist()
         for start in range(0, len(order), batch_size):
             yield [self._items[index] for index in order[start : start + batch_size]]
+
+
+class WaitingBatches(Generic[Waiting]):
+    """Whole batches that were sampled ahead, by the steps that are to learn from them.
+
+    There is room for `limit`, and none makes room for another: a step has the batch of its number,
+    or it is not that step.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._batches: dict[int, Waiting] = {}
+
+    def put(self, step: int, batch: Waiting) -> None:
+        """Raises `ValueError` if there is one of that step, or no room."""
+        if step in self._batches or len(self._batches) == self._limit:
+            raise ValueError(f"no room for step {step} beside {sorted(self._batches)}")
+        self._batches[step] = batch
+
+    def forget_before(self, step: int) -> None:
+        """Make room: what earlier steps have learned from is over."""
+        self._batches = {n: batch for n, batch in self._batches.items() if n >= step}
+
+    def __getitem__(self, step: int) -> Waiting:
+        return self._batches[step]
+
+    def __contains__(self, step: int) -> bool:
+        return step in self._batches
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._batches))

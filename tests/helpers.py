@@ -188,13 +188,14 @@ def scripted_lines(lines: Iterable[Sequence[int]], stop_id: int) -> ScriptedGene
 def run_training(
     *flags: str,
     experiment: str = "experiment_base",
+    script: Path = Path("train.py"),
     log_dir: Path,
     timeout: float = 300,
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`cd experiment && python train.py flags`, as a user would."""
     return subprocess.run(
-        [sys.executable, "train.py", "--log-dir", str(log_dir), *flags],
+        [sys.executable, str(script), "--log-dir", str(log_dir), *flags],
         cwd=REPOSITORY / experiment,
         env={**os.environ, **(environment or {})},
         capture_output=True,
@@ -202,6 +203,52 @@ def run_training(
         timeout=timeout,
         check=False,
     )
+
+
+CHANGED_SCRIPT = """
+import sys
+
+sys.path.insert(0, {folder!r})
+
+import train
+from common.training.command_line import run_script
+
+{change}
+
+if __name__ == "__main__":
+    run_script(train.main, train.Config)
+"""
+
+# A calculator that takes a while, how long is drawn with the seed in `SLOWNESS`.
+SLOW_CALCULATOR = """
+import os
+import random
+import time
+
+from common.tools.calculator import calculate
+
+latency = random.Random(os.environ["SLOWNESS"])
+
+
+def slowly(expression: str) -> str:
+    '''Calculate an arithmetic expression.
+
+    Args:
+        expression: Numbers, + - * / // % **, parentheses.
+    '''
+    time.sleep(latency.random() / 20)
+    return calculate(expression)
+
+
+train.TOOLS = {"calc": slowly}
+"""
+
+
+def changed_script(path: Path, experiment: str, change: str) -> Path:
+    """Write an experiment's train script with a change to its module `train`."""
+    folder = str(REPOSITORY / experiment)
+    path.write_text(CHANGED_SCRIPT.format(folder=folder, change=change), encoding="utf-8")
+    return path
 
 
 @cache

@@ -13,7 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers import REPOSITORY, numbers_of, read_rows, run_training
+from tests.helpers import (
+    REPOSITORY,
+    SLOW_CALCULATOR,
+    SMALL_TALK,
+    changed_script,
+    numbers_of,
+    read_rows,
+    run_training,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -166,3 +174,70 @@ def test_what_a_reward_does_wrong_is_said_as_it_is_without_a_lag(root):
         said.append(result.stderr)
     assert said[0] == said[1]
     assert "ZeroDivisionError" in said[0]
+
+
+TALKING = "experiment_multiturn_tool_calling"
+TALK = (*SMALL_TALK, "--no-tensorboard", "--max-steps", "3", "--policy-lag", "1")
+
+
+def test_the_time_that_tools_take_changes_no_number(root):
+    script = changed_script(root / "slow_train.py", TALKING, SLOW_CALCULATOR)
+    found, latencies = [], []
+    for slowness in ("1", "2"):
+        given = (*TALK, "--run-name", f"slow_{slowness}")
+        environment = {"SLOWNESS": slowness}
+        result = run_training(
+            *given, experiment=TALKING, script=script, log_dir=root, environment=environment
+        )
+        assert result.returncode == 0, result.stderr
+        rows = read_rows(root / TALKING / f"slow_{slowness}" / "metrics.jsonl")
+        found.append(numbers_of(rows))
+        latencies.append([row["tools/calc/latency_p50_ms"] for row in of_batches(rows)])
+    assert found[0] == found[1]
+    assert latencies[0] != latencies[1]
+    assert min(*latencies[0], *latencies[1]) > 5
+
+
+def test_what_a_tool_does_wrong_is_said_as_it_is_without_a_lag(root):
+    raising = SLOW_CALCULATOR.replace("return calculate(expression)", "raise OSError('no disk')")
+    script = changed_script(root / "raising_train.py", TALKING, raising)
+    found = []
+    for lag in ("0", "1"):
+        name = f"raising_{lag}"
+        result = run_training(
+            *(*TALK[:-1], lag, "--run-name", name, "--max-steps", "1"),
+            experiment=TALKING,
+            script=script,
+            log_dir=root,
+            environment={"SLOWNESS": "1"},
+        )
+        assert result.returncode == 0, result.stderr
+        samples = read_rows(root / TALKING / name / "samples.jsonl")
+        said = [call["reply"] for s in samples if s["step"] == 1 for call in s.get("calls", ())]
+        (row,) = of_batches(read_rows(root / TALKING / name / "metrics.jsonl"))
+        found.append((said, row["rollouts/errors"]))
+    assert found[0][0] == found[1][0]
+    assert "OSError: no disk" in found[0][0]
+    assert found[0][1] == found[1][1] > 0
+
+
+def test_a_bug_in_the_process_that_samples_is_raised_with_its_traceback(root):
+    breaks = """
+import os
+
+from common.training.collector import Collector
+from common.training.sampler_process import SOCKET_VARIABLE
+
+
+def broken(self, tasks, step):
+    raise LookupError("a bug of ours")
+
+
+if SOCKET_VARIABLE in os.environ:
+    Collector.train = broken
+"""
+    script = changed_script(root / "broken_train.py", "experiment_base", breaks)
+    result = run_training(*flags(root, "broken", 1), script=script, log_dir=root)
+    assert result.returncode == 1
+    assert "RuntimeError: in the process that samples:" in result.stderr
+    assert "LookupError: a bug of ours" in result.stderr

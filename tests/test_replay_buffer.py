@@ -10,6 +10,7 @@ from common.replay_buffer import (
     Experience,
     ExperienceBatch,
     ReplayBuffer,
+    WaitingBatches,
     experiences_from,
     side_by_side,
     with_advantages,
@@ -43,6 +44,21 @@ def test_append_len_clear_and_limit():
     buffer.clear()
     assert len(buffer) == 0
     assert list(buffer.batches(2, shuffle())) == []
+
+
+def test_batches_wait_for_their_step_and_none_is_lost_for_want_of_room():
+    waiting = WaitingBatches[str](2)
+    waiting.put(4, "fourth")
+    waiting.put(3, "third")
+    with pytest.raises(ValueError, match=r"no room for step 5 beside \[3, 4\]"):
+        waiting.put(5, "fifth")
+    assert (list(waiting), waiting[3], waiting[4]) == ([3, 4], "third", "fourth")
+    waiting.forget_before(4)
+    assert 3 not in waiting
+    with pytest.raises(ValueError, match="no room for step 4"):
+        waiting.put(4, "another fourth")
+    waiting.put(5, "fifth")
+    assert list(waiting) == [4, 5]
 
 
 @given(st.integers(0, 40), st.integers(1, 9), st.integers(0, 5))

@@ -11,7 +11,15 @@ import psutil
 import pytest
 
 from common.training.open_collector import VLLM_PYTHON
-from tests.helpers import REPOSITORY, SMALL_TALK, numbers_of, read_rows, run_training
+from tests.helpers import (
+    REPOSITORY,
+    SLOW_CALCULATOR,
+    SMALL_TALK,
+    changed_script,
+    numbers_of,
+    read_rows,
+    run_training,
+)
 
 pytestmark = [
     pytest.mark.vllm,
@@ -43,6 +51,43 @@ def test_it_learns(tmp_path, experiment):
         assert min(cached) > 0
 
 
+AHEAD = (*FLAGS, "--policy-lag", "1")
+
+
+def sampled_ahead(root: Path, *given: str, slowness: str) -> list[dict]:
+    """The numbers of a run whose tools take a while."""
+    script = changed_script(root / "slow_train.py", TALKING, SLOW_CALCULATOR)
+    environment = {"SLOWNESS": slowness}
+    result = run_training(
+        *given, experiment=TALKING, script=script, log_dir=root, environment=environment
+    )
+    assert result.returncode == 0, result.stderr
+    return numbers_of(read_rows(root / TALKING / "run" / "metrics.jsonl"))
+
+
+def test_while_the_policy_learns_it_repeats_however_long_tools_take_and_is_resumed(tmp_path):
+    roots = [tmp_path / name for name in ("first", "second", "killed")]
+    for root in roots:
+        root.mkdir()
+    first = sampled_ahead(roots[0], *AHEAD, "--run-name", "run", slowness="1")
+    assert sampled_ahead(roots[1], *AHEAD, "--run-name", "run", slowness="2") == first
+    script = changed_script(roots[2] / "slow_train.py", TALKING, SLOW_CALCULATOR)
+    process = begun(roots[2], *AHEAD[len(FLAGS) :], script=script)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert any("vllm_process.py" in part for child in family for part in child.cmdline())
+    process.kill()
+    process.communicate(timeout=60)
+    psutil.wait_procs(family, timeout=10)
+    assert not any(child.is_running() for child in family)
+    resumed = sampled_ahead(roots[2], "--resume", "--run-name", "run", slowness="3")
+    assert resumed == first
+    assert [row["rollouts/policy_lag"] for row in first if "rollouts/policy_lag" in row] == [
+        0.0,
+        2.0,
+        2.0,
+    ]
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """A run that nothing stopped."""
@@ -52,11 +97,13 @@ def straight(tmp_path_factory):
     return numbers_of(read_rows(root / TALKING / "run" / "metrics.jsonl"))
 
 
-def begun(root: Path) -> subprocess.Popen:
+def begun(root: Path, *given: str, script: Path = Path("train.py")) -> subprocess.Popen:
     """A run like the straight one, of which a checkpoint is written."""
+    command = [sys.executable, script, *FLAGS, *given, "--run-name", "run", "--log-dir", root]
     process = subprocess.Popen(
-        [sys.executable, "train.py", *FLAGS, "--run-name", "run", "--log-dir", str(root)],
+        command,
         cwd=REPOSITORY / TALKING,
+        env={**os.environ, "SLOWNESS": "0"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -98,3 +145,14 @@ def test_whatever_is_stopped_nothing_is_left_and_a_resumed_run_is_the_straight_o
     psutil.wait_procs([engine], timeout=10)
     assert not engine.is_running()
     assert resumed(tmp_path) == straight
+
+
+def test_a_run_whose_engine_hangs_ends_with_a_sentence(tmp_path):
+    process = begun(tmp_path, "--engine-timeout", "45")
+    (engine,) = psutil.Process(process.pid).children()
+    engine.suspend()
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 2
+    assert said.startswith("error: --sampler vllm: the engine gave no answer in 45 s")
+    assert len(said.splitlines()) == 1
+    assert not engine.is_running()

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 
+from jaxtyping import Float
+from torch import Tensor
+
 from common.models.kept_sets import KeptSets
 from common.rewards.outcome import Failure
 from common.rewards.transcript import Transcript
@@ -125,6 +128,8 @@ class Rollout:
     """What came of a reward that gave no score."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """How much the scores count in the reward, by name; those that are only logged are not in."""
+    log_probs_ref: Float[Tensor, " time"] | None = field(default=None, compare=False)
+    """Of each token under the reference, if they came with it; 0 where it was not sampled."""
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ def load_models(
     device: torch.device,
     weights: Path | None,
     tokenizer: transformers.PreTrainedTokenizerBase,
+    *,
+    with_reference: bool,
 ) -> tuple[TokenLogProbs, LogProbModel | None]:
     """The policy, as it starts or as a checkpoint's `weights` hold it, and its reference.
 
-    The reference is None for a run that neither weighs nor watches its KL. Raises `UserError` for
-    a layer or head to be drawn that the model has not.
+    Raises `UserError` for a layer or head to be drawn that the model has not.
     """
     options = replace(config.model_options(device), num_tokens=num_tokens(tokenizer))
     model = load_policy(options, weights)
@@ -40,7 +41,7 @@ def load_models(
         use_bfloat16=options.use_bfloat16,
         learns_entropy=config.entropy_weight > 0,
     )
-    return policy, reference_log_probs(options, policy) if config.watches_kl else None
+    return policy, reference_log_probs(options, policy) if with_reference else None
 
 
 def check_head(architecture: transformers.PretrainedConfig, layer: int, head: int) -> None:

@@ -12,7 +12,7 @@ import pickle
 import signal
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,8 +23,15 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
+from common.logger.timer import Timer
 from common.models.device import resolve_device
 from common.models.log_probs import TokenLogProbs
+from common.replay_buffer import (
+    LogProbModel,
+    MicroBatchLimits,
+    experiences_from,
+    score_tokens,
+)
 from common.rewards.outcome import RewardFunction
 from common.rollout.trajectory import Group
 from common.run.checkpoint import random_state, restore_random_state
@@ -107,49 +114,94 @@ def sample_for_learner(
         work = open_tasks(config, lambda text: None, rewards, is_correct, tools)
         seed_everything(config.seed)
         device = resolve_device(config.sampler_device or config.device)
-        without_reference = replace(config, kl_weight=0.0, monitor_kl=False)
-        policy, _ = load_models(without_reference, device, None, work.chat.tokenizer)
+        policy, reference = load_models(
+            config, device, None, work.chat.tokenizer, with_reference=config.watches_kl
+        )
         with open_collector(config, policy, work, lambda: False, ALONE) as collector:
-            _serve(connection, collector, policy, work)
+            _serve(connection, _Sampler(config, policy, reference, work, collector))
     except UserError as error:
         connection.send_bytes(pickle.dumps(Failed(str(error), is_users=True)))
 
 
-def _serve(connection: Connection, collector: Collector, policy: TokenLogProbs, work: Work) -> None:
-    last: Path | None = None
+def _serve(connection: Connection, sampler: _Sampler) -> None:
     while True:
         waited_from = time.perf_counter()
         try:
             job: Job = pickle.loads(connection.recv_bytes())
         except (EOFError, ConnectionError):
             return
-        started = time.perf_counter()
         try:
-            if job.random is not None:
-                restore_random_state(job.random)
-            if job.weights != last:
-                take_weights(policy, job.weights)
-                last = job.weights
-            collector.load(job.version)
-            left_out: list[Group] = []
-            if job.kind == "train":
-                groups, left_out = collector.train(work.train_tasks, job.step)
-            else:
-                groups = collector.evaluate(work.held_out)
-            answer: Done | Failed = Done(
-                job,
-                groups,
-                left_out,
-                time.perf_counter() - started,
-                started - waited_from,
-                random_state(),
-                dict(collector.metrics()),
-            )
+            answer: Done | Failed = sampler.do(job, time.perf_counter() - waited_from)
         except UserError as error:
             answer = Failed(str(error), is_users=True)
         except Exception:  # noqa: BLE001 - the learner raises it
             answer = Failed(traceback.format_exc(), is_users=False)
         connection.send_bytes(pickle.dumps(answer))
+
+
+class _Sampler:
+    """What does the jobs."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: TokenLogProbs,
+        reference: LogProbModel | None,
+        work: Work,
+        collector: Collector,
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._reference = reference
+        self._work = work
+        self._collector = collector
+        self._weights: Path | None = None
+
+    def do(self, job: Job, idle_seconds: float) -> Done:
+        started = time.perf_counter()
+        timer = Timer(self._policy.model.device)
+        if job.random is not None:
+            restore_random_state(job.random)
+        if job.weights != self._weights:
+            take_weights(self._policy, job.weights)
+            self._weights = job.weights
+        left_out: list[Group] = []
+        with timer.explain_lack_of_memory():
+            self._collector.load(job.version)
+            if job.kind == "train":
+                with timer("rollout"):
+                    groups, left_out = self._collector.train(self._work.train_tasks, job.step)
+                with timer("log_probs"):
+                    groups = self._with_reference(groups)
+            else:
+                with timer("evaluation"):
+                    groups = self._collector.evaluate(self._work.held_out)
+        return Done(
+            job,
+            groups,
+            left_out,
+            time.perf_counter() - started,
+            idle_seconds,
+            random_state(),
+            dict(self._collector.metrics()),
+        )
+
+    def _with_reference(self, groups: Sequence[Group]) -> list[Group]:
+        """With the log-probs of the reference, which never changes, so that the learner is spared
+        them."""
+        if self._reference is None:
+            return list(groups)
+        config = self._config
+        limits = MicroBatchLimits(config.micro_batch_tokens, config.micro_batch_size)
+        experiences = experiences_from(groups, mask_truncated=config.overlong == "mask")
+        scored = iter(score_tokens(self._reference, experiences, limits))
+        return [
+            replace(
+                group,
+                rollouts=[replace(one, log_probs_ref=next(scored)[0]) for one in group.rollouts],
+            )
+            for group in groups
+        ]
 
 
 @torch.no_grad()

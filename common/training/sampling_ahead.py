@@ -31,6 +31,7 @@ from common.errors import UserError
 from common.flags.train_config import TrainConfig
 from common.models.kept_sets import KeptSets
 from common.models.log_probs import TokenLogProbs
+from common.replay_buffer import WaitingBatches
 from common.rewards.outcome import Failure
 from common.rewards.transcript import Message, Transcript
 from common.rollout.generator import Interrupted
@@ -75,8 +76,8 @@ class SamplingAhead:
         self._weights = scratch
         self._asked: list[Job] = []
         """Under way, in the order in which they are done."""
-        self._batches: dict[int, Done] = {}
-        """That wait to be learned from, by their steps, and the one that is learned from."""
+        self._batches = WaitingBatches[Done](config.policy_lag + 1)
+        """The one that is learned from, and those that wait."""
         self._random: dict[str, Any] | None = None
         """Of a run that is resumed, until the first job has it."""
         self._last: Done | None = None
@@ -102,7 +103,7 @@ class SamplingAhead:
 
     def train(self, tasks: Sequence[Task], step: int) -> tuple[list[Group], list[Group]]:
         """The groups of a step, as `Collector.train` returns them."""
-        self._batches = {n: done for n, done in self._batches.items() if n >= step}
+        self._batches.forget_before(step)
         known = {*self._batches, *(job.step for job in self._asked if job.kind == "train")}
         last = min(step + self._config.policy_lag, self._config.max_steps)
         for wanted in range(step, last + 1):
@@ -144,9 +145,9 @@ class SamplingAhead:
             self._take(even_if_interrupted=True)
         # What was asked for since will be asked for again, in its turn.
         last = step + self._config.policy_lag if step else 0
-        batches = {n: done for n, done in self._batches.items() if n <= last}
-        waiting = {n: done for n, done in batches.items() if n > step}
-        random = batches[max(batches)].random if batches else self._random
+        kept = [n for n in self._batches if n <= last]
+        waiting = {n: self._batches[n] for n in kept if n > step}
+        random = self._batches[kept[-1]].random if kept else self._random
         written = io.BytesIO()
         torch.save((waiting, random), written)
         return torch.frombuffer(bytearray(written.getvalue()), dtype=torch.uint8)
@@ -155,7 +156,9 @@ class SamplingAhead:
         """Go on from what a checkpoint holds."""
         with torch.serialization.safe_globals(list(_RECORDS)):
             saved = torch.load(io.BytesIO(state.numpy().tobytes()), weights_only=True)
-        self._batches, self._random = saved
+        waiting, self._random = saved
+        for step, done in waiting.items():
+            self._batches.put(step, done)
 
     def _ask(self, kind: Any, step: int) -> None:
         job = Job(kind, step, self._weights, self._version, self._random)
@@ -182,7 +185,7 @@ class SamplingAhead:
             raise RuntimeError(f"in the process that samples:\n{answer.text}")
         self._asked.pop(0)
         if answer.job.kind == "train":
-            self._batches[answer.job.step] = answer
+            self._batches.put(answer.job.step, answer)
         needed = {self._weights, *(job.weights for job in self._asked)}
         for file in self._scratch.glob("version_*"):
             if file not in needed:

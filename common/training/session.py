@@ -110,7 +110,11 @@ def open_session(
     work = open_tasks(config, say, rewards, is_correct, tools)
     tokenizer = work.chat.tokenizer
     seed_everything(config.seed)
-    policy, reference = load_models(config, device, run.weights, tokenizer)
+    # The process that samples ahead has the reference, if there is one.
+    with_reference = config.watches_kl and not config.policy_lag
+    policy, reference = load_models(
+        config, device, run.weights, tokenizer, with_reference=with_reference
+    )
     check_model(config, policy, work.chat, [*work.train_tasks, *work.held_out], say)
     statistics, timer = RunStatistics(), Timer(device)
     learner = Learner(
@@ -228,7 +232,8 @@ class Session:
         return groups
 
     def score(self, groups: Sequence[Group]) -> list[Experience]:
-        """What there is to learn from, with the log-probs of the reference.
+        """What there is to learn from, with the log-probs of the reference, which batches that
+        were sampled ahead have already.
 
         Those of the policy that sampled are computed by `Learner.optimizer_batches`, as far as no
         pass of an optimizer step gives them, or here if the advantages are made of them. With

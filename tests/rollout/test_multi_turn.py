@@ -6,7 +6,6 @@ import asyncio
 import copy
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -27,16 +26,16 @@ from common.rollout.generate import LocalDecoding, LocalGenerator
 from common.rollout.generator import Completion, Generator, Request
 from common.rollout.multi_turn import ROOM_TO_ANSWER, Limits, multi_turn
 from common.rollout.rollout import Conversation
-from common.rollout.sampling import Sampling, StreamKey
+from common.rollout.sampling import Sampling
 from common.rollout.tool_chat import ToolChat
 from common.rollout.trajectory import Trajectory
 from common.tasks.task import Task
 from common.tools.calculator import calculate
-from common.tools.calls import Call
 from common.tools.runner import ToolRunner
 from common.tools.toolbox import instant, make_tool, make_toolbox
 from tests.chat_templates import QWEN25_KIND
 from tests.helpers import ScriptedGenerator, random_model, with_log_probs
+from tests.rollout.talkative import ChattyChat, echo, openings
 from tests.small_models import train_tokenizer
 
 TOKENIZER = load_tokenizer("tiny")
@@ -44,16 +43,6 @@ TOKENIZER = load_tokenizer("tiny")
 LIMITS = Limits(max_turns=4, max_length=400, max_tool_tokens=40, max_invalid_calls=3)
 BUDGET = 120
 SAMPLING = Sampling(1.0, 1.0)
-
-
-@instant
-def echo(text: str) -> str:
-    """Say it again.
-
-    Args:
-        text: What to say.
-    """
-    return text
 
 
 def later(text: str) -> str:
@@ -99,10 +88,6 @@ TOOLBOX = make_toolbox(
     [make_tool(calculate, "calc"), *map(make_tool, (echo, later, later_async, fail, hang))]
 )
 CHAT = ToolChat(TOKENIZER, "", TOOLBOX, "tags")
-
-
-def openings(count: int, question: str = "What is 2 + 2?") -> list[tuple[Task, StreamKey]]:
-    return [(Task(n, question, "4"), StreamKey(1, 0, n, 0)) for n in range(count)]
 
 
 def converse(
@@ -493,18 +478,6 @@ class TestSlowTools:
         assert time.monotonic() - started < 5
         reasons = [trajectory.stop_reason for trajectory, _ in done]
         assert reasons == ["answered"] * 3 + ["tool_timeout"] + ["answered"] * 4
-
-
-class ChattyChat(ToolChat):
-    """Takes any turn for a call with the first words of the turn; some tokens close a call."""
-
-    tool = "echo"
-
-    def call_in(self, turn: str) -> Call | None:
-        return Call("ok", self.tool, {"text": turn[:7]})
-
-    def ends_turn(self, token_ids: Sequence[int]) -> bool:
-        return token_ids[-1] % 9 in (4, 5)
 
 
 @pytest.fixture

@@ -12,16 +12,22 @@ import torch
 
 from common.errors import UserError
 from common.models.export import write_weights
-from common.models.load import ModelOptions, load_policy
+from common.models.load import ModelOptions, load_policy, load_tokenizer
 from common.models.log_probs import TokenLogProbs
 from common.rollout.engines import engine
 from common.rollout.engines.engine import EngineGenerator
 from common.rollout.engines.vllm_engine import VllmEngine, VllmOptions
 from common.rollout.generate import LocalGenerator
-from common.rollout.generator import Interrupted, Request, generate
+from common.rollout.generator import Generator, Interrupted, Request, generate
+from common.rollout.multi_turn import Limits, multi_turn
 from common.rollout.sampling import Sampling, StreamKey
+from common.rollout.tool_chat import ToolChat
+from common.rollout.trajectory import Trajectory
 from common.scratch import scratch_directory
+from common.tools.runner import ToolRunner
+from common.tools.toolbox import make_tool, make_toolbox
 from common.training.open_collector import VLLM_PYTHON
+from tests.rollout.talkative import ChattyChat, echo, openings
 from tests.rollout.vllm_cases import (
     MAX_LENGTH,
     PROBE,
@@ -40,6 +46,10 @@ pytestmark = [
 ]
 
 
+# Tokens that engines hold of a sequence, of which most tests use MAX_LENGTH.
+LONGEST = 200
+
+
 @contextmanager
 def started(policy: TokenLogProbs, write=write_weights, interrupted=lambda: False, **settings):
     """A generator with an engine of its own."""
@@ -49,7 +59,7 @@ def started(policy: TokenLogProbs, write=write_weights, interrupted=lambda: Fals
             python=VLLM_PYTHON,
             model=scratch / "base",
             log_file=scratch / "engine.log",
-            max_length=MAX_LENGTH,
+            max_length=LONGEST,
             num_threads=1,
             **settings,
         )
@@ -88,6 +98,7 @@ def generator(of_all_tests, policy):
     of_all_tests.version = -1
     of_all_tests.load(0)
     of_all_tests.stop_ids, of_all_tests.ends_turn = frozenset(), lambda token_ids: False
+    of_all_tests.max_length = MAX_LENGTH
     return of_all_tests
 
 
@@ -164,6 +175,64 @@ def test_a_turn_that_goes_on_reads_what_is_new(generator):
     assert generator.metrics()["perf/cached_prompt_fraction"] == pytest.approx(32 / 40)
 
 
+def talk(generator: Generator, chat: ToolChat, temperature: float) -> list[Trajectory]:
+    done = multi_turn(
+        openings(12),
+        generator=generator,
+        chat=chat,
+        sampling=Sampling(temperature),
+        max_completion_tokens=100,
+        runner=ToolRunner(chat.toolbox, 5.0),
+        limits=Limits(max_turns=4, max_length=LONGEST, max_tool_tokens=40, max_invalid_calls=3),
+        in_waves=True,
+    )
+    return [trajectory for trajectory, _ in done]
+
+
+def test_conversations_are_those_of_the_decode_loop(generator, policy):
+    """By the likeliest token, which the two have in common."""
+    chat = ChattyChat(load_tokenizer("tiny"), "", make_toolbox([make_tool(echo)]), "tags")
+    generator.max_length, generator.ends_turn = LONGEST, chat.ends_turn
+    local = LocalGenerator(policy.model, frozenset(), LONGEST, ends_turn=chat.ends_turn)
+    for one, other in zip(talk(generator, chat, 0.0), talk(local, chat, 0.0), strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.sampled_mask == other.sampled_mask
+        assert one.stop_reason == other.stop_reason
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+        assert len(one.segments) > 3
+
+
+def test_what_a_turn_reads_begins_with_all_that_was_read_and_sampled_before(
+    generator, policy, monkeypatch
+):
+    """Token by token, and what was sampled is as likely as the learner says."""
+    chat = ChattyChat(load_tokenizer("tiny"), "", make_toolbox([make_tool(echo)]), "tags")
+    generator.max_length, generator.ends_turn = LONGEST, chat.ends_turn
+    read: list[list[int]] = []
+    step = generator.engine.step
+
+    def noted(added, dropped, temperature):
+        read.extend(request.prompt_ids for request in added)
+        return step(added, dropped, temperature)
+
+    monkeypatch.setattr(generator.engine, "step", noted)
+    trajectories = talk(generator, chat, 0.9)
+    for trajectory in trajectories:
+        asked = 0
+        token_ids: list[int] = []
+        for segment in trajectory.segments:
+            if segment.sampled:
+                assert token_ids in read
+                asked += 1
+                request = Request(tuple(token_ids), StreamKey(1, 1, 1, 1), 1)
+                own = learners(policy, request, list(segment.token_ids))
+                assert (own - torch.tensor(segment.log_probs)).abs().max() < 1e-4
+            token_ids += segment.token_ids
+        assert asked > 1
+    assert len(read) == sum(s.sampled for t in trajectories for s in t.segments)
+    assert generator.metrics()["perf/cached_prompt_fraction"] > 0
+
+
 def test_a_stale_head_stops_the_run(generator, policy, monkeypatch):
     """What is tied to the embedding stays as it was where the files lack it: vLLM says nothing."""
 
@@ -199,11 +268,21 @@ def test_adapters_alone_are_handed_over():
             for request, completion in zip(requests(), done, strict=True):
                 own = learners(policy, request, completion.token_ids)
                 assert (own - torch.tensor(completion.log_probs)).abs().max() < 1e-4
-            with torch.no_grad():
-                for parameter in policy.parameters():
-                    if parameter.requires_grad:
-                        parameter += 0.1 * torch.randn_like(parameter)
+            update(policy, version)
         assert generator.metrics()["perf/weight_sync_mb"] < 1
+
+
+def test_in_bfloat16_the_check_allows_for_rounding(monkeypatch):
+    """Which is there."""
+    model = load_policy(ModelOptions("tiny", torch.device("cpu"), use_bfloat16=True))
+    policy = TokenLogProbs(model, 0.9, use_bfloat16=True)
+    with started(policy, use_bfloat16=True) as generator:
+        for version in range(3):
+            update(policy, version)
+            generator.load(version)
+        monkeypatch.setattr(engine, "MOST_MISMATCH_BFLOAT16", 0.0)
+        with pytest.raises(UserError, match=r"\(at most 0\)"):
+            generator.load(4)
 
 
 def process_of(generator: EngineGenerator) -> psutil.Process:

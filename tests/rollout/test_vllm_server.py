@@ -70,10 +70,12 @@ def server(policy, url, tmp_path_factory):
                 *("--host", "127.0.0.1", "--api-key", KEY, "--enable-scale-out"),
                 *("--logprobs-mode", "processed_logprobs", "--max-model-len", str(MAX_LENGTH)),
                 *("--dtype", "float32", "--enforce-eager", "--block-size", "32"),
+                *("--enable-lora", "--max-lora-rank", "8"),
             ],
             env={
                 **os.environ,
                 "VLLM_SERVER_DEV_MODE": "1",
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
                 "VLLM_CPU_KVCACHE_SPACE": "1",
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                 "VLLM_NO_USAGE_STATS": "1",
@@ -101,12 +103,18 @@ def server(policy, url, tmp_path_factory):
 
 
 @contextmanager
-def connected(policy: TokenLogProbs, url: str, **settings):
+def connected(policy: TokenLogProbs, url: str, *, has_adapters: bool = False, **settings):
     server = VllmServer(url, MAX_LENGTH, **settings)
     try:
         with scratch_directory() as scratch:
             yield EngineGenerator(
-                server, policy, frozenset(), MAX_LENGTH, probe=PROBE, scratch=scratch
+                server,
+                policy,
+                frozenset(),
+                MAX_LENGTH,
+                probe=PROBE,
+                scratch=scratch,
+                has_adapters=has_adapters,
             )
     finally:
         server.end()
@@ -130,6 +138,20 @@ def test_log_probs_are_the_learners_after_each_update(generator, policy):
             own = learners(policy, request, completion.token_ids)
             assert (own - torch.tensor(completion.log_probs)).abs().max() < 1e-4
     assert 0 < generator.metrics()["perf/weight_sync_s"] < 30
+
+
+def test_adapters_alone_are_handed_over(generator, url):
+    options = ModelOptions("tiny", torch.device("cpu"), lora_rank=4)
+    policy = TokenLogProbs(load_policy(options), 0.9)
+    with connected(policy, url, has_adapters=True) as adapted:
+        for version in range(3):
+            update(policy, version)
+            adapted.load(version)
+            done = generate(adapted, requests(), Sampling(0.9))
+            for request, completion in zip(requests(), done, strict=True):
+                own = learners(policy, request, completion.token_ids)
+                assert (own - torch.tensor(completion.log_probs)).abs().max() < 1e-4
+        assert adapted.metrics()["perf/weight_sync_mb"] < 1
 
 
 def test_completions_end_where_those_of_the_decode_loop_do(generator, policy):

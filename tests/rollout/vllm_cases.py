@@ -32,12 +32,13 @@ def begin_anew(policy: TokenLogProbs) -> None:
 
 
 def update(policy: TokenLogProbs, seed: int) -> None:
-    """A step that moves every weight."""
+    """A step that moves every weight that is trained."""
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.model.parameters():
-            scale = 0.1 * parameter.std().nan_to_num(0.1)
-            parameter += scale * torch.randn(parameter.shape, generator=noise)
+            if parameter.requires_grad:
+                scale = 0.1 * parameter.std().nan_to_num(0.1).clamp(min=0.05)
+                parameter += scale * torch.randn(parameter.shape, generator=noise)
 
 
 def learners(policy: TokenLogProbs, request: Request, token_ids: list[int]) -> torch.Tensor:
