@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from common.training.sampling_ahead import LISTENER
 from tests.helpers import (
     REPOSITORY,
     SLOW_CALCULATOR,
@@ -180,8 +181,17 @@ TALKING = "experiment_multiturn_tool_calling"
 TALK = (*SMALL_TALK, "--no-tensorboard", "--max-steps", "3", "--policy-lag", "1")
 
 
+AT_THE_END = """
+import atexit
+import threading
+
+atexit.register(lambda: print("left:", [thread.name for thread in threading.enumerate()]))
+"""
+
+
 def test_the_time_that_tools_take_changes_no_number(root):
-    script = changed_script(root / "slow_train.py", TALKING, SLOW_CALCULATOR)
+    """And no thread is left that may hold a tensor when Python ends, which aborts the process."""
+    script = changed_script(root / "slow_train.py", TALKING, SLOW_CALCULATOR + AT_THE_END)
     found, latencies = [], []
     for slowness in ("1", "2"):
         given = (*TALK, "--run-name", f"slow_{slowness}")
@@ -190,6 +200,8 @@ def test_the_time_that_tools_take_changes_no_number(root):
             *given, experiment=TALKING, script=script, log_dir=root, environment=environment
         )
         assert result.returncode == 0, result.stderr
+        (left,) = [line for line in result.stdout.splitlines() if line.startswith("left:")]
+        assert LISTENER not in left
         rows = read_rows(root / TALKING / f"slow_{slowness}" / "metrics.jsonl")
         found.append(numbers_of(rows))
         latencies.append([row["tools/calc/latency_p50_ms"] for row in of_batches(rows)])

@@ -41,6 +41,9 @@ from common.tasks.task import Task
 from common.tools.calls import CallRecord
 from common.training.sampler_process import SOCKET_VARIABLE, Done, Failed, Job
 
+# Of the thread that takes in batches.
+LISTENER = "batches sampled ahead"
+
 # Seconds between two looks at whether somebody wants the run to stop.
 _LOOK = 0.05
 
@@ -88,7 +91,8 @@ class SamplingAhead:
             threads //= 2
             torch.set_num_threads(torch.get_num_threads() - threads)
         self._process, self._connection = _start(threads)
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name=LISTENER, daemon=True)
+        self._listener.start()
 
     def load(self, version: int) -> None:
         """Let what is asked for from now on be sampled with the policy's weights as they are."""
@@ -216,6 +220,11 @@ class SamplingAhead:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         self._process.wait()
+        # What the listener holds it must let go of before Python ends: a thread that lets go of a
+        # tensor later aborts the process.
+        with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
+        self._listener.join()
         self._connection.close()
 
 
