@@ -52,6 +52,13 @@ def check(script, tmp_path, arguments: Sequence[str], *expected: str) -> None:
     [
         (["--group-siz", "4"], ["--group-siz", "did you mean --group-size?"]),
         (["--no-top-p"], ["--no-top-p", "unknown flag"]),
+        (["--sampler", "vlm"], ["--sampler vlm: must be local, vllm or http://HOST:PORT"]),
+        (["--sampler", "http://host:port"], ["--sampler http://host:port: must be local"]),
+        (["--sampler", "http://[::1"], ["--sampler http://[::1: must be local, vllm or http"]),
+        (["--sampler", "http://me:secret@host"], ["a key in the address", "VLLM_API_KEY"]),
+        (["--sampler", "vllm", "--top-p", "0.9"], ["--top-p 0.9: --sampler vllm does not say"]),
+        (["--sampler", "vllm", "--vllm-sleep", "--policy-lag", "1"], ["--vllm-sleep", "never"]),
+        (["--sampler-device", "cpu"], ["--sampler-device cpu", "add --policy-lag 1"]),
         (["--group-size", "1"], ["--group-size 1", "at least 2"]),
         (["--group-size", "many"], ["--group-size many: must be a whole number"]),
         (["--group-size"], ["--group-size: needs a value"]),

@@ -504,14 +504,12 @@ class TrainConfig(
             )
         if self.sampler == "local":
             return
-        url = urlsplit(self.sampler)
-        if url.username or url.password:
+        if self.vllm_sleep and self.policy_lag:
             raise UserError(
-                "--sampler: a key in the address would be written down with the run; set "
-                "VLLM_API_KEY instead"
+                "--vllm-sleep: with --policy-lag the engine samples while the policy learns, and "
+                "never sleeps; leave out one of the two"
             )
-        if self.sampler != "vllm" and not (url.scheme in ("http", "https") and url.netloc):
-            raise UserError(f"--sampler {self.sampler}: must be local, vllm or http://HOST:PORT")
+        self._check_address()
         for name in ("top_p", "top_k", "min_p"):
             if getattr(self, name) != getattr(type(self), name):
                 raise UserError(
@@ -524,6 +522,20 @@ class TrainConfig(
                 f"--load-in-4bit: --sampler {self.sampler} would sample from weights that are not "
                 "those in 4 bits; leave it out, or use --sampler local"
             )
+
+    def _check_address(self) -> None:
+        try:
+            url = urlsplit(self.sampler)
+            is_server = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        except ValueError:
+            url, is_server = None, False
+        if url and (url.username or url.password):
+            raise UserError(
+                "--sampler: a key in the address would be written down with the run; set "
+                "VLLM_API_KEY instead"
+            )
+        if self.sampler != "vllm" and not is_server:
+            raise UserError(f"--sampler {self.sampler}: must be local, vllm or http://HOST:PORT")
 
     def _check_kl(self) -> None:
         if self.kl_in == "reward" and not self.kl_weight:

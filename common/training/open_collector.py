@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
-from common.models.export import write_weights
+from common.models.export import num_bytes, write_weights
 from common.models.load import check_positions, load_reference, stop_token_ids
 from common.models.log_probs import TokenLogProbs
 from common.models.vocabulary import num_tokens, tokens_never_sampled
@@ -92,6 +93,11 @@ def _open_generator(
     from common.rollout.engines.engine import EngineGenerator
     from common.rollout.engines.vllm_server import VllmServer
 
+    if config.sampler != "vllm" and ranks.count > 1:
+        raise UserError(
+            f"--sampler {config.sampler}: the {ranks.count} processes of the run would change its "
+            "weights under one another; use --sampler vllm, an engine for each"
+        )
     unsampled = tokens_never_sampled(policy.model, num_tokens(chat.tokenizer))
 
     def start() -> Engine:
@@ -105,7 +111,9 @@ def _open_generator(
             interrupted=interrupted,
         )
 
-    with scratch_directory(config.engine_directory) as scratch:
+    # What the engine starts with and what it is given, a projection of its own included.
+    room = 3 * num_bytes(policy.model)
+    with scratch_directory(config.engine_directory, room) as scratch:
         engine = ranks.each(start)
         try:
             yield EngineGenerator(
@@ -151,14 +159,18 @@ def _start_vllm(
         gpu_memory=config.vllm_gpu_memory,
         tensor_parallel=config.vllm_tensor_parallel,
         sleeps=config.vllm_sleep,
+        trust_remote_code=config.trust_remote_code,
         lora_rank=config.lora_rank,
     )
 
     model = policy.model
     if config.lora_rank:
-        model = load_reference(replace(config.model_options(device), lora_rank=0))
+        on_cpu = config.model_options(torch.device("cpu"))
+        model = load_reference(replace(on_cpu, lora_rank=0))
     write_weights(model, options.model)
-    return VllmEngine(options, interrupted)
+    engine = VllmEngine(options, interrupted)
+    shutil.rmtree(options.model)
+    return engine
 
 
 def _device_of(learner: torch.device, gpus: int) -> str | None:

@@ -82,6 +82,11 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """All is open that is needed to sample."""
+
+
+@dataclass(frozen=True)
 class Failed:
     """Why nothing came of a job."""
 
@@ -96,21 +101,22 @@ def connection_to_learner() -> Connection | None:
     if number is None:
         return None
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Ctrl-C is for the learner, which ends this process.
+    # Ctrl-C is for the learner, which ends this process. What tools start hears it: a signal that
+    # is ignored would be so there, too.
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+        signal.signal(signum, lambda number, frame: None)
     return Connection(int(number))
 
 
 def sample_for_learner(
     connection: Connection,
-    config: TrainConfig,
     rewards: Mapping[str, RewardFunction] | None,
     is_correct: RewardFunction,
     tools: Mapping[str, ToolFunction] | None,
 ) -> None:
-    """Do one job after another until the learner is gone."""
+    """Do one job after another until the learner is gone, which first says by which flags."""
     try:
+        config: TrainConfig = pickle.loads(connection.recv_bytes())
         work = open_tasks(config, lambda text: None, rewards, is_correct, tools)
         seed_everything(config.seed)
         device = resolve_device(config.sampler_device or config.device)
@@ -124,6 +130,7 @@ def sample_for_learner(
 
 
 def _serve(connection: Connection, sampler: _Sampler) -> None:
+    connection.send_bytes(pickle.dumps(Ready()))
     while True:
         waited_from = time.perf_counter()
         try:
@@ -183,7 +190,8 @@ class _Sampler:
             time.perf_counter() - started,
             idle_seconds,
             random_state(),
-            dict(self._collector.metrics()),
+            # Of an evaluation they are those of the next batch.
+            dict(self._collector.metrics()) if job.kind == "train" else {},
         )
 
     def _with_reference(self, groups: Sequence[Group]) -> list[Group]:

@@ -17,8 +17,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path, PosixPath
 from typing import Any
@@ -29,6 +31,7 @@ from safetensors.torch import save_file
 
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
+from common.models.export import num_bytes
 from common.models.kept_sets import KeptSets
 from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import WaitingBatches
@@ -36,10 +39,10 @@ from common.rewards.outcome import Failure
 from common.rewards.transcript import Message, Transcript
 from common.rollout.generator import Interrupted
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
-from common.scratch import scratch_directory
+from common.scratch import passing_weights, scratch_directory
 from common.tasks.task import Task
 from common.tools.calls import CallRecord
-from common.training.sampler_process import SOCKET_VARIABLE, Done, Failed, Job
+from common.training.sampler_process import SOCKET_VARIABLE, Done, Failed, Job, Ready
 
 # Of the thread that takes in batches.
 LISTENER = "batches sampled ahead"
@@ -52,10 +55,15 @@ _LOOK = 0.05
 def sampling_ahead(
     config: TrainConfig, policy: TokenLogProbs, interrupted: Callable[[], bool]
 ) -> Iterator[SamplingAhead]:
-    """With a process that ends with the block."""
-    with scratch_directory(config.engine_directory) as scratch:
+    """With a process that ends with the block.
+
+    Raises `UserError` for all that keeps it from sampling.
+    """
+    versions = config.policy_lag + 2
+    with scratch_directory(config.engine_directory, versions * num_bytes(policy.model)) as scratch:
         ahead = SamplingAhead(config, policy, scratch, interrupted)
         try:
+            ahead.wait_until_ready()
             yield ahead
         finally:
             ahead.end()
@@ -85,7 +93,7 @@ class SamplingAhead:
         """Of a run that is resumed, until the first job has it."""
         self._last: Done | None = None
         self._waited = 0.0
-        self._answers: queue.SimpleQueue[Done | Failed | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Ready | Done | Failed | None] = queue.SimpleQueue()
         threads = torch.get_num_threads()
         if policy.model.device.type == "cpu" and threads > 1:
             threads //= 2
@@ -93,6 +101,12 @@ class SamplingAhead:
         self._process, self._connection = _start(threads)
         self._listener = threading.Thread(target=self._listen, name=LISTENER, daemon=True)
         self._listener.start()
+        # Its flags may say otherwise, or mean another run, once this one is there.
+        self._send(replace(config, engine_directory=scratch))
+
+    def wait_until_ready(self) -> None:
+        """Until it has opened all that it samples with."""
+        self._answer()
 
     def load(self, version: int) -> None:
         """Let what is asked for from now on be sampled with the policy's weights as they are."""
@@ -103,7 +117,8 @@ class SamplingAhead:
         trained = {
             n: p.detach() for n, p in self._policy.model.named_parameters() if p.requires_grad
         }
-        save_file(trained, self._weights)
+        with passing_weights(self._weights):
+            save_file(trained, self._weights)
 
     def train(self, tasks: Sequence[Task], step: int) -> tuple[list[Group], list[Group]]:
         """The groups of a step, as `Collector.train` returns them."""
@@ -167,14 +182,28 @@ class SamplingAhead:
     def _ask(self, kind: Any, step: int) -> None:
         job = Job(kind, step, self._weights, self._version, self._random)
         self._random = None
-        try:
-            self._connection.send_bytes(pickle.dumps(job))
-        except ConnectionError:
-            raise self._ended() from None
+        self._send(job)
         self._asked.append(job)
+
+    def _send(self, message: object) -> None:
+        with suppress(ConnectionError):
+            # That of a process that has ended: its last words are among the answers.
+            self._connection.send_bytes(pickle.dumps(message))
 
     def _take(self, *, even_if_interrupted: bool = False) -> Done:
         """The next job to be done."""
+        answer = self._answer(even_if_interrupted=even_if_interrupted)
+        assert isinstance(answer, Done)
+        self._asked.pop(0)
+        if answer.job.kind == "train":
+            self._batches.put(answer.job.step, answer)
+        needed = {self._weights, *(job.weights for job in self._asked)}
+        for file in self._scratch.glob("version_*"):
+            if file not in needed:
+                file.unlink()
+        return answer
+
+    def _answer(self, *, even_if_interrupted: bool = False) -> Ready | Done:
         while True:
             if self._interrupted() and not even_if_interrupted:
                 raise Interrupted
@@ -187,22 +216,19 @@ class SamplingAhead:
             if answer.is_users:
                 raise UserError(answer.text)
             raise RuntimeError(f"in the process that samples:\n{answer.text}")
-        self._asked.pop(0)
-        if answer.job.kind == "train":
-            self._batches.put(answer.job.step, answer)
-        needed = {self._weights, *(job.weights for job in self._asked)}
-        for file in self._scratch.glob("version_*"):
-            if file not in needed:
-                file.unlink()
         return answer
 
     def _listen(self) -> None:
         """Take in what the process sends, so that it never waits for somebody to do so."""
         while True:
             try:
-                self._answers.put(pickle.loads(self._connection.recv_bytes()))
+                answer = pickle.loads(self._connection.recv_bytes())
             except (EOFError, OSError):
-                self._answers.put(None)
+                answer = None
+            except Exception:  # noqa: BLE001 - whoever waits raises it
+                answer = Failed(traceback.format_exc(), is_users=False)
+            self._answers.put(answer)
+            if answer is None:
                 return
 
     def _ended(self) -> UserError:
@@ -215,10 +241,12 @@ class SamplingAhead:
 
     def end(self) -> None:
         """End the process, and all that it has started."""
+        family = [self._process]
         with suppress(psutil.NoSuchProcess):
-            for process in [*self._process.children(recursive=True), self._process]:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            family += self._process.children(recursive=True)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait()
         # What the listener holds it must let go of before Python ends: a thread that lets go of a
         # tensor later aborts the process.

@@ -95,7 +95,7 @@ def open_session(
         talk_with_run(config, open_chat(config, tools), device)
         sys.exit()
     if (learners := connection_to_learner()) is not None:
-        sample_for_learner(learners, config, rewards, is_correct, tools)
+        sample_for_learner(learners, rewards, is_correct, tools)
         sys.exit()
     if config.policy_lag and ranks.count > 1:
         raise UserError(
@@ -110,6 +110,7 @@ def open_session(
     work = open_tasks(config, say, rewards, is_correct, tools)
     tokenizer = work.chat.tokenizer
     seed_everything(config.seed)
+    num_threads = torch.get_num_threads()
     # The process that samples ahead has the reference, if there is one.
     with_reference = config.watches_kl and not config.policy_lag
     policy, reference = load_models(
@@ -132,8 +133,9 @@ def open_session(
     else:
         collecting = open_collector(config, policy, work, interruption.signalled, ranks)
     with collecting as collector:
-        state = TrainingState(run, learner, collector, tokenizer, statistics, ranks)
+        state = TrainingState(run, learner, collector, tokenizer, statistics, ranks, num_threads)
         state.restore()
+        collector.load(learner.global_step)
         functions = objective.describe()
         say(f"{config.objective}: {', '.join(functions.values())}")
         if (sampling := config.sampling(config.temperature)).restricts:

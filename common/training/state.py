@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from common.errors import UserError
 from common.logger.metrics import RunStatistics
 from common.run.checkpoint import random_state, restore_random_state
@@ -34,6 +32,8 @@ class TrainingState:
     tokenizer: transformers.PreTrainedTokenizerBase
     statistics: RunStatistics
     ranks: Ranks
+    num_threads: int
+    """That the process was given; it may have handed over some to one that samples."""
     _marked: tuple[int, int, dict[str, int], dict[str, Any]] = field(init=False)
     _saved_step: int | None = None
 
@@ -85,7 +85,7 @@ class TrainingState:
                 "global_step": self.learner.global_step,
                 "warmup_steps": self.learner.warmup_steps,
                 "random": randoms,
-                "num_threads": torch.get_num_threads(),
+                "num_threads": self.num_threads,
                 "lengths": lengths,
             }
             if isinstance(self.collector, SamplingAhead):

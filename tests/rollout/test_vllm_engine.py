@@ -53,7 +53,7 @@ LONGEST = 200
 @contextmanager
 def started(policy: TokenLogProbs, write=write_weights, interrupted=lambda: False, **settings):
     """A generator with an engine of its own."""
-    with scratch_directory() as scratch:
+    with scratch_directory(None, 0) as scratch:
         write(policy.model, scratch / "base")
         options = VllmOptions(
             python=VLLM_PYTHON,
@@ -336,12 +336,3 @@ def test_a_model_that_vllm_does_not_know_is_named(policy):
         started(policy, write),
     ):
         pass
-
-
-def test_directories_of_dead_processes_are_removed(tmp_path):
-    left = tmp_path / "re-grpo-999999999-x"
-    left.mkdir()
-    with scratch_directory(tmp_path) as own:
-        assert not left.exists()
-        assert own.is_dir()
-    assert not own.exists()

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -106,7 +107,7 @@ def server(policy, url, tmp_path_factory):
 def connected(policy: TokenLogProbs, url: str, *, has_adapters: bool = False, **settings):
     server = VllmServer(url, MAX_LENGTH, **settings)
     try:
-        with scratch_directory() as scratch:
+        with scratch_directory(None, 0) as scratch:
             yield EngineGenerator(
                 server,
                 policy,
@@ -172,6 +173,29 @@ def test_completions_end_where_those_of_the_decode_loop_do(generator, policy):
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
         reasons.add(one.stop_reason)
     assert reasons == {"stop", "length"}
+
+
+def test_batches_end_whichever_of_their_completions_ends_last(generator):
+    """At a budget, or at a stop token, after which more of it may be on its way; the batch after
+    that is not confused by it."""
+    free = generate(generator, requests(40), Sampling(0.9))
+    generator.stop_ids = frozenset({some_later_token(free)})
+    for _ in range(5):
+        for budget in (1, 3, 40):
+            short = [replace(request, max_new_tokens=budget) for request in requests(40)[:3]]
+            done = generate(generator, [*short, *requests(40)[3:]], Sampling(0.9))
+            assert all(completion.stop_reason for completion in done)
+
+
+def test_a_run_that_was_killed_leaves_no_name_that_another_needs(generator, url):
+    options = ModelOptions("tiny", torch.device("cpu"), lora_rank=4)
+    policy = TokenLogProbs(load_policy(options), 0.9)
+    with (
+        connected(policy, url, has_adapters=True) as killed,
+        connected(policy, url, has_adapters=True) as other,
+    ):
+        killed.load(3)
+        other.load(3)
 
 
 def test_the_same_seeds_sample_the_same_tokens(generator):

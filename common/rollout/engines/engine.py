@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from common.errors import UserError
 from common.models.export import write_weights
@@ -27,6 +29,10 @@ CHECKED_TOKENS = 8
 # head that was left behind by tenths.
 MOST_MISMATCH = 1e-3
 MOST_MISMATCH_BFLOAT16 = 0.2
+
+# Nats by which the learner must have moved for the engine to be asked whether it has.
+ROUNDING = 1e-4
+ROUNDING_BFLOAT16 = 0.1
 
 
 class Added(NamedTuple):
@@ -48,6 +54,7 @@ class Sampled(NamedTuple):
     """Tokens of the prompt that it had read already; None if it does not say."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Where tokens are sampled. Every method raises `UserError` for an engine that fails."""
 
@@ -65,7 +72,10 @@ class Engine(Protocol):
     def step(
         self, added: Sequence[Added], dropped: Sequence[str], temperature: float
     ) -> list[Sampled]:
-        """Take in and drop requests, and sample on; returns when there is news of any."""
+        """Take in and drop requests, and sample on; returns when there is news of any.
+
+        Of those that are dropped some have come to their end.
+        """
         ...
 
     def rest(self) -> None:
@@ -73,6 +83,10 @@ class Engine(Protocol):
         ...
 
     def end(self) -> None: ...
+
+
+def _largest(differences: Tensor) -> float:
+    return float(differences.abs().max())
 
 
 class EngineGenerator:
@@ -113,11 +127,14 @@ class EngineGenerator:
         self._names = map(str, count())
         self._num_prompt_tokens = self._num_cached_tokens = 0
         self._synced: dict[str, float] = {}
+        self._checked: dict[float, tuple[list[int], Tensor]] = {}
+        """By temperature what was compared last, and how likely it was to the learner."""
 
     def load(self, version: int) -> None:
         """Sample from the policy's weights as they are, those of so many optimizer steps.
 
-        Raises `UserError` where the log-probs of what is sampled then are not the learner's.
+        Raises `UserError` where the log-probs of what is sampled then are not the learner's, and
+        where weights cannot be written to where the engine looks for them.
         """
         if version == self.version:
             return
@@ -131,32 +148,61 @@ class EngineGenerator:
         seconds = time.perf_counter() - started
         self._synced = {"perf/weight_sync_s": seconds, "perf/weight_sync_mb": num_bytes / 1e6}
 
-    @torch.no_grad()
     def _check(self, version: int) -> None:
-        request = Request(self._probe, StreamKey(0, 0, 0, 0), CHECKED_TOKENS)
-        finished: list[tuple[int, Completion]] = []
-        with self._decoding(Sampling(temperature=0.0), _Endings()) as decoding:
-            decoding.add(0, request)
-            while not finished:
-                finished = decoding.advance()
-        ((_, completion),) = finished
+        """The engine continues the probe by its likeliest tokens, and by some that are drawn at the
+        temperature of the run: of those it is less sure, so that other weights show in them."""
+        counts = self._num_prompt_tokens, self._num_cached_tokens
+        for temperature in (0.0, self.policy.temperature):
+            request = Request(self._probe, StreamKey(0, 0, 0, 0), CHECKED_TOKENS)
+            with self._decoding(Sampling(temperature), _Endings()) as decoding:
+                decoding.add(0, request)
+                finished: list[tuple[int, Completion]] = []
+                while not finished:
+                    finished = decoding.advance()
+            ((_, completion),) = finished
+            self._compare(version, temperature, completion)
+        self._num_prompt_tokens, self._num_cached_tokens = counts
+
+    def _compare(self, version: int, temperature: float, completion: Completion) -> None:
+        own = self._log_probs(completion.token_ids, temperature or 1.0)
+        said = torch.tensor(completion.log_probs, device=own.device)
+        mismatch = _largest(own - said)
+        bound, rounding = (
+            (MOST_MISMATCH_BFLOAT16, ROUNDING_BFLOAT16)
+            if self.policy.use_bfloat16
+            else (MOST_MISMATCH, ROUNDING)
+        )
+        what = f"with the weights of optimizer step {version} a log-prob of the engine is"
+        if not mismatch <= bound:
+            raise UserError(
+                f"--sampler {self.engine.name}: {what} {mismatch:.3g} nats from the learner's (at "
+                f"most {bound:g}), so that it samples from another model; use --sampler local"
+            )
+        token_ids, before = self._checked.get(temperature, ([], own))
+        self._checked[temperature] = (completion.token_ids, own)
+        if completion.token_ids != token_ids or _largest(own - before) < rounding:
+            return
+        if (old := _largest(before - said)) < mismatch:
+            raise UserError(
+                f"--sampler {self.engine.name}: {what} {mismatch:.3g} nats from the learner's and "
+                f"{old:.3g} from what it was before, so that the engine has kept the old ones; use "
+                "--sampler local"
+            )
+
+    @torch.no_grad()
+    def _log_probs(
+        self, completion_ids: Sequence[int], temperature: float
+    ) -> Float[Tensor, " tokens"]:
+        """Of what follows the probe, under the learner."""
         model = self.policy.model
-        token_ids = torch.tensor([[*self._probe, *completion.token_ids]], device=model.device)
+        token_ids = torch.tensor([[*self._probe, *completion_ids]], device=model.device)
         with (
             evaluation_mode(model),
             torch.autocast(model.device.type, torch.bfloat16, enabled=self.policy.use_bfloat16),
         ):
             logits = model(input_ids=token_ids).logits[0, len(self._probe) - 1 : -1].float()
-        own = torch.log_softmax(logits, dim=-1).gather(-1, token_ids[0, len(self._probe) :, None])
-        said = torch.tensor(completion.log_probs, device=model.device)
-        mismatch = float((own[:, 0] - said).abs().max())
-        bound = MOST_MISMATCH_BFLOAT16 if self.policy.use_bfloat16 else MOST_MISMATCH
-        if not mismatch <= bound:
-            raise UserError(
-                f"--sampler {self.engine.name}: with the weights of optimizer step {version} a "
-                f"log-prob of the engine is {mismatch:.3g} nats from the learner's (at most "
-                f"{bound:g}), so that it samples from another model; use --sampler local"
-            )
+        log_probs = torch.log_softmax(logits / temperature, dim=-1)
+        return log_probs.gather(-1, token_ids[0, len(self._probe) :, None])[:, 0]
 
     @contextmanager
     def decoding(self, sampling: Sampling) -> Iterator[EngineDecoding]:
@@ -261,8 +307,7 @@ class EngineDecoding:
                 self._generator.count_prompt(row.prompt_length, sampled.num_cached)
             row.take(sampled, self._endings)
             if row.completion.stop_reason:
-                if len(row.completion.token_ids) < row.budget:
-                    self._ended.append(sampled.name)
+                self._ended.append(sampled.name)
                 finished.append((row.number, row.completion))
                 del self._rows[sampled.name]
         return finished

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from common.errors import UserError
 from common.rollout.engines.engine import Added, Sampled
@@ -62,6 +63,8 @@ class VllmOptions:
     """GPUs that share each weight."""
     sleeps: bool = False
     """Whether it leaves the GPU's memory to the learner while that learns."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
     lora_rank: int = 0
     """Of the adapters that are all that changes; 0 if all weights do."""
 
@@ -72,12 +75,13 @@ class VllmOptions:
             "dtype": "bfloat16" if self.use_bfloat16 else "float32",
             "max_model_len": self.max_length,
             "tensor_parallel_size": self.tensor_parallel,
-            "enable_sleep_mode": self.sleeps,
+            "trust_remote_code": self.trust_remote_code,
             **({"max_num_seqs": self.most_rows} if self.most_rows else {}),
         }
         return {
             "engine": engine,
             "gpu_memory": self.gpu_memory,
+            "sleeps": self.sleeps,
             "lora_rank": self.lora_rank,
             "unsampled": list(self.unsampled),
         }
@@ -137,6 +141,9 @@ class VllmEngine:
 
     def _wake(self) -> None:
         if self.options.sleeps:
+            if torch.cuda.is_initialized():
+                # What a step has left with torch's allocator is what the engine needs.
+                torch.cuda.empty_cache()
             self._ask(do="wake")
 
     def _ask(self, **message: Any) -> dict[str, Any]:

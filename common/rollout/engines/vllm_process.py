@@ -48,7 +48,10 @@ class Sampler:
                 "max_num_batched_tokens": max(_TOKENS_PER_STEP, arguments["max_model_len"]),
             }
         else:
-            arguments |= {"gpu_memory_utilization": options["gpu_memory"]}
+            arguments |= {
+                "gpu_memory_utilization": options["gpu_memory"],
+                "enable_sleep_mode": options["sleeps"],
+            }
         if rank := options["lora_rank"]:
             served = next(size for size in _LORA_RANKS if size >= rank)
             arguments |= {"enable_lora": True, "max_lora_rank": served, "max_loras": 1}
@@ -64,6 +67,7 @@ class Sampler:
         self.engine = self.llm.llm_engine
         self.bias = dict.fromkeys(options["unsampled"], _NEVER) or None
         self.adapter = None
+        self.can_sleep = arguments.get("enable_sleep_mode", False)
         self.is_asleep = False
 
     def step(self, message):
@@ -118,8 +122,9 @@ class Sampler:
 
     def sleep(self, _):
         """Leave the GPU to the learner."""
-        self.llm.sleep(level=1)
-        self.is_asleep = True
+        if self.can_sleep:
+            self.llm.sleep(level=1)
+            self.is_asleep = True
         return {}
 
     def wake(self, _):

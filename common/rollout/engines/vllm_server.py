@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 
@@ -24,6 +26,9 @@ KEY_VARIABLE = "VLLM_API_KEY"
 
 # Seconds between two looks at whether somebody wants the run to stop.
 _LOOK = 0.1
+
+# Seconds in which a server ends what it was told to stop.
+_STOPPING = 10.0
 
 # Seconds in which a server must let itself be spoken to.
 _CONNECTING = 10.0
@@ -38,6 +43,7 @@ _STREAM_LINE = "data: "
 _STREAM_END = "[DONE]"
 
 Result = TypeVar("Result")
+_News = queue.SimpleQueue[Sampled | UserError]
 
 
 class VllmServer:
@@ -61,25 +67,27 @@ class VllmServer:
         self._timeout = timeout
         self._interrupted = interrupted
         self._adapter: str | None = None
-        self._news: queue.SimpleQueue[Sampled | UserError] = queue.SimpleQueue()
+        self._run = secrets.token_hex(4)
+        self._news: _News = queue.SimpleQueue()
         self._streams: dict[str, Future[None]] = {}
-        self._dropped: set[str] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        key = os.environ.get(KEY_VARIABLE)
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(f"{KEY_VARIABLE}: is no key, which is printable ASCII; set it anew")
         self._client = httpx.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout, connect=_CONNECTING, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
         try:
-            model = self._call("GET", "/v1/models")["data"][0]
-            if model["max_model_len"] < max_length:
+            held = self._found("/v1/models", lambda said: int(said["data"][0]["max_model_len"]))
+            if held < max_length:
                 raise UserError(
-                    f"--sampler {url}: it holds {model['max_model_len']} tokens of a sequence, and "
-                    f"--max-length is {max_length}; start it with --max-model-len {max_length}"
+                    f"--sampler {url}: it holds {held} tokens of a sequence, and --max-length is "
+                    f"{max_length}; start it with --max-model-len {max_length}"
                 )
         except BaseException:
             self.end()
@@ -91,7 +99,8 @@ class VllmServer:
             weights = {"weights_path": str(path)}
             self._call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": weights})
             return
-        name = f"re-grpo-{version}"
+        # A server keeps the names of runs that were killed.
+        name = f"re-grpo-{self._run}-{version}"
         self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
         if self._adapter is not None:
             self._call("POST", "/v1/unload_lora_adapter", {"lora_name": self._adapter})
@@ -99,21 +108,24 @@ class VllmServer:
 
     def begin(self) -> None:
         self._streams.clear()
-        self._dropped.clear()
-        if not self._call("POST", "/reset_prefix_cache")["success"]:
-            raise UserError(
-                f"--sampler {self.name}: it is at work for somebody else, and keeps what it has "
-                "cached; a run needs a server of its own"
-            )
+        # What streams that were dropped still put into the old one is nobody's.
+        self._news = queue.SimpleQueue()
+        deadline = time.monotonic() + _STOPPING
+        while not self._found("/reset_prefix_cache", lambda said: said["success"], "POST"):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--sampler {self.name}: it is at work for somebody else, and keeps what it "
+                    "has cached; a run needs a server of its own"
+                )
+            time.sleep(_LOOK)
 
     def step(
         self, added: Sequence[Added], dropped: Sequence[str], temperature: float
     ) -> list[Sampled]:
         for name in dropped:
             self._streams.pop(name).cancel()
-        self._dropped.update(dropped)
         for request in added:
-            stream = self._stream(request, temperature)
+            stream = self._stream(request, temperature, self._news)
             self._streams[request.name] = asyncio.run_coroutine_threadsafe(stream, self._loop)
         return self._wait_for_news() if self._streams else []
 
@@ -131,7 +143,7 @@ class VllmServer:
             for sampled in found:
                 if isinstance(sampled, UserError):
                     raise sampled
-                if sampled.name in self._dropped:
+                if sampled.name not in self._streams:
                     continue
                 before = news.get(sampled.name, Sampled(sampled.name, [], [], None))
                 news[sampled.name] = Sampled(
@@ -148,11 +160,17 @@ class VllmServer:
     def end(self) -> None:
         for stream in self._streams.values():
             stream.cancel()
+        if self._adapter is not None:
+            unloading = self._client.post(
+                "/v1/unload_lora_adapter", json={"lora_name": self._adapter}
+            )
+            with suppress(httpx.HTTPError, TimeoutError):
+                asyncio.run_coroutine_threadsafe(unloading, self._loop).result(_STOPPING)
         asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
-    async def _stream(self, request: Added, temperature: float) -> None:
+    async def _stream(self, request: Added, temperature: float, news: _News) -> None:
         """Put the tokens of a completion among the news, or why there are none."""
         body = {
             "token_ids": request.prompt_ids,
@@ -181,16 +199,18 @@ class VllmServer:
                         continue
                     for sampled in self._in_chunk(request.name, json.loads(text)):
                         missing -= len(sampled.token_ids)
-                        self._news.put(sampled)
+                        news.put(sampled)
             if missing:
                 raise UserError(
                     f"--sampler {self.name}: it ended a completion {missing} tokens early; "
                     "--resume goes on from the last checkpoint"
                 )
         except httpx.HTTPError as error:
-            self._news.put(self._unreachable(error))
+            news.put(self._unreachable(error))
         except UserError as error:
-            self._news.put(error)
+            news.put(error)
+        except (ValueError, LookupError, TypeError) as error:
+            news.put(self._not_understood(path, error))
 
     def _in_chunk(self, name: str, chunk: dict[str, Any]) -> list[Sampled]:
         if error := chunk.get("error"):
@@ -220,6 +240,15 @@ class VllmServer:
 
         return self._wait(call())
 
+    def _found(
+        self, path: str, read: Callable[[Any], Result], method: Literal["GET", "POST"] = "GET"
+    ) -> Result:
+        """What is read from an answer."""
+        try:
+            return read(self._call(method, path))
+        except (ValueError, LookupError, TypeError) as error:
+            raise self._not_understood(path, error) from None
+
     def _wait(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         deadline = time.monotonic() + self._timeout
@@ -237,6 +266,12 @@ class VllmServer:
                 f"--sampler {self.name}: it gave no answer in {self._timeout:g} s; --resume goes "
                 "on from the last checkpoint, with a longer --engine-timeout if it was at work"
             )
+
+    def _not_understood(self, path: str, error: Exception) -> UserError:
+        return UserError(
+            f"--sampler {self.name}: its answer to {path} is not vLLM's ({type(error).__name__}: "
+            f"{str(error)[:_MOST_SAID]}); start one as docs/engines.md says"
+        )
 
     def _unreachable(self, error: httpx.HTTPError) -> UserError:
         what = " ".join(str(error).split()) or type(error).__name__
