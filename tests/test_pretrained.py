@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 
+from benchmarks import real_model
 from common.models.load import load_tokenizer
 from common.rollout.chat import ChatFormat
 from common.training.open_collector import VLLM_PYTHON
@@ -48,6 +49,23 @@ def test_a_step_is_learned_from_what_the_policy_says_itself(tmp_path, adapters):
         logits = model(torch.tensor([[1, 2, 3]])).logits
     assert logits.shape == (1, 3, 49152)
     assert bool(logits.isfinite().all())
+
+
+def test_the_page_about_a_real_model_runs_as_it_stands(tmp_path):
+    flags = real_model.lay_out(tmp_path)
+    tasks = read_rows(tmp_path / "experiment_base" / "sums.jsonl")
+    assert len(tasks) == 144
+    assert sum(task["held_out"] for task in tasks) == 36
+    small = (
+        *("--max-steps", "1", "--rollouts-per-step", "2", "--eval-samples", "2", "--no-wandb"),
+        *("--run-name", "run", "--log-dir", str(tmp_path)),
+    )
+    real_model.train(tmp_path, [*flags, *small])
+    samples = read_rows(tmp_path / "experiment_base" / "run" / "samples.jsonl")
+    for sample in samples:
+        words = len(sample["completion"].split())
+        assert sample["reward"] in (0.0, pytest.approx(1 - 0.02 * min(25, words)))
+        assert (sample["reward"] > 0) == sample["correct"]
 
 
 @pytest.mark.vllm
