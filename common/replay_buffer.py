@@ -79,6 +79,21 @@ class Experience:
         return len(self.token_ids)
 
 
+def blank_experience() -> Experience:
+    """A sequence without a token to learn from: its loss is 0, and so is its gradient."""
+    zeros = torch.zeros(2)
+    return Experience(
+        task_id=-1,
+        token_ids=zeros.long(),
+        sampled=zeros.bool(),
+        turns=zeros.long() - 1,
+        log_probs_sampler=zeros,
+        log_probs_old=zeros,
+        log_probs_ref=zeros,
+        advantages=zeros,
+    )
+
+
 def experiences_from(groups: Sequence[Group], *, mask_truncated: bool = False) -> list[Experience]:
     """One experience per rollout, group by group.
 
@@ -324,12 +339,19 @@ Scored = tuple[Float[Tensor, " time"], Float[Tensor, " time"]]
 
 @torch.no_grad()
 def score_tokens(
-    policy: LogProbModel, experiences: Sequence[Experience], limits: MicroBatchLimits
+    policy: LogProbModel,
+    experiences: Sequence[Experience],
+    limits: MicroBatchLimits,
+    least_passes: int = 0,
 ) -> list[Scored]:
-    """Log-probs and entropies of each experience's tokens under a model, on the CPU."""
+    """Log-probs and entropies of each experience's tokens under a model, on the CPU.
+
+    With `least_passes` the model is gone through as often at least.
+    """
     passes: list[tuple[list[Experience], Tensor, Tensor]] = []
     device = next(policy.parameters()).device
-    for together in micro_batches(experiences, limits):
+    split = micro_batches(experiences, limits)
+    for together in split + [[blank_experience()]] * (least_passes - len(split)):
         batch = ExperienceBatch.collate(together, device)
         log_probs, entropy = policy(
             batch.token_ids, batch.attention_mask, batch.sampled, batch.kept

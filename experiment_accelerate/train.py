@@ -23,7 +23,7 @@ from common.algo.kl import kl_divergence_k3
 from common.flags.train_config import TrainConfig, by_model, by_objective
 from common.replay_buffer import ReplayBuffer, with_advantages
 from common.training.command_line import run_script
-from common.training.distributed import make_accelerator
+from common.training.distributed import make_accelerator, prepared
 from common.training.session import open_session
 
 
@@ -51,7 +51,7 @@ def main(config: Config) -> None:
     accelerator, config = make_accelerator(config)
     with open_session(config, accelerator=accelerator) as session:
         objective, learner, buffer = session.objective, session.learner, ReplayBuffer()
-        policy, optimizer = accelerator.prepare(learner.policy, learner.optimizer)
+        policy, optimizer = prepared(accelerator, learner)
         session.note({"accelerate/device": str(accelerator.device)})
         for step in session.steps():
             # 1. Collect: a group of completions per task, scored and compared with one another.

@@ -116,6 +116,9 @@ class ModelFlags:
     """Train low-rank adapters of this rank instead of all weights (needs the extra [lora])."""
     lora_alpha: float | None = None
     """Scale of the adapters. Default: twice the rank."""
+    shard: bool = False
+    """In several processes: spread weights, gradients, the optimizer's state and the reference over
+    them, a part for each (torch's fully_shard), for models that one device cannot train."""
     load_in_4bit: bool = False
     """Hold the frozen weights under LoRA in 4 bits (needs the extra [quant] and CUDA)."""
     trust_remote_code: bool = False
@@ -482,6 +485,13 @@ class TrainConfig(
             )
         if self.load_in_4bit and not self.lora_rank:
             raise UserError("--load-in-4bit: 4-bit weights cannot be trained; add --lora-rank 16")
+        if self.shard and self.load_in_4bit:
+            raise UserError("--shard: weights in 4 bits cannot be spread; leave out one of the two")
+        if self.shard and self.figures_interval:
+            raise UserError(
+                "--figures-interval: figures are drawn of a whole model, which --shard has on no "
+                "process; leave out one of the two"
+            )
         check("max_completion_tokens", lambda count: count >= 1, "at least 1")
         check("max_length", lambda count: count >= 2, "at least 2: a prompt and a completion")
         check("lr", lambda value: 0 < value < math.inf, "above 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -62,6 +63,8 @@ class TokenLogProbs(nn.Module):
         self.chunk_elements = chunk_elements or chunk_elements_on(model.device)
         self.counts = TokenCounts()
         """Of all passes so far."""
+        self.most_passes: Callable[[int], int] = lambda passes: passes
+        """From the passes that this process needs for a batch to those that it makes."""
         with self._arithmetic():
             self.projects_in_chunks = has_known_projection(model)
             self.why_it_cannot_share = why_it_cannot_share(model, self._read)
@@ -91,6 +94,10 @@ class TokenLogProbs(nn.Module):
         targets = token_ids[row, time]
         with self._arithmetic():
             states = tree_states(self.model, tree, self._read)
+            for _ in range(self.most_passes(len(tree.passes)) - len(tree.passes)):
+                blank = torch.zeros(1, 1, dtype=torch.long, device=states.device)
+                blank_states = self._read(input_ids=blank, use_cache=False).flatten(0, 1)
+                states = torch.cat([states, blank_states])
             if kept is None:
                 numbers = self._score_distinct(states, contexts, targets)
             else:

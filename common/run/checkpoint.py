@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 STATE = "training_state.pt"
+PARTS = "parts"
 LATEST = "latest"
 _NAME = re.compile(r"step_(\d+)")
 
@@ -53,24 +54,29 @@ class Checkpoints:
         model: transformers.PreTrainedModel,
         tokenizer: transformers.PreTrainedTokenizerBase,
         state: dict[str, Any],
+        weights: dict[str, torch.Tensor] | None = None,
     ) -> None:
         """Write a checkpoint beside its final name, then rename it into place.
 
+        It takes in what ranks have put into `parts(step)`. `weights` stand for the model's own.
         Raises `UserError` if it cannot be written; the checkpoints before it are untouched.
         """
         final = self._path(step)
         partial = beside(final)
         try:
             partial.mkdir(parents=True)
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
             _save_state({"step": step, **state}, partial / STATE)
+            if (parts := self.parts(step)).is_dir():
+                parts.rename(partial / PARTS)
             _write_manifest(partial)
             sync(partial)
             partial.rename(final)
             self._point_latest_to(final)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(self.parts(step), ignore_errors=True)
             before = newest_first(self._directory)
             kept = f"{before[0].name} is whole" if before else "there is none before it"
             raise UserError(
@@ -79,6 +85,11 @@ class Checkpoints:
             ) from None
         for old in newest_first(self._directory)[self._keep :] if self._keep else []:
             shutil.rmtree(old.rename(beside(old)))
+
+    def parts(self, step: int) -> Path:
+        """Where ranks put their parts of a checkpoint that is to be written."""
+        final = self._path(step)
+        return beside(final.with_name(f"{final.name}_{PARTS}"))
 
     def any(self) -> bool:
         """Whether there is a checkpoint, whole or not."""

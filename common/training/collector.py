@@ -32,11 +32,13 @@ class Collector:
         interrupted: Callable[[], bool],
         ranks: Ranks = ALONE,
         converse: Callable[..., list[Conversation]] = single_turn,
+        follow: Callable[[], None] = lambda: None,
     ) -> None:
         """Once `interrupted` says so, scoring stops by raising `Interrupted`.
 
         Tasks are split among the `ranks`, and every rank gets the groups of all. `converse` holds
-        the conversations, in the manner of `single_turn`.
+        the conversations, in the manner of `single_turn`. `follow` lets the generator's model have
+        the weights of the policy.
         """
         self._config = config
         self._generator = generator
@@ -45,9 +47,14 @@ class Collector:
         self._interrupted = interrupted
         self._ranks = ranks
         self._converse = converse
+        self._follow = follow
+        self._version = -1
 
     def load(self, version: int) -> None:
         """Sample from the policy's weights as they are now, after so many optimizer steps."""
+        if version != self._version:
+            self._follow()
+            self._version = version
         self._ranks.each(lambda: self._generator.load(version))
 
     def seconds(self) -> Mapping[str, float]:

@@ -22,6 +22,8 @@ from common.training.ranks import Item, Ranks, Result
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from common.training.learner import Learner
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
@@ -105,6 +107,7 @@ class AcceleratedRanks(Ranks):
     def __init__(self, accelerator: Accelerator) -> None:
         self.index = accelerator.process_index
         self.count = accelerator.num_processes
+        self.device = accelerator.device
 
     def split(
         self, items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]]
@@ -151,6 +154,16 @@ class AcceleratedRanks(Ranks):
         if failure is not None:
             raise failure
         return result  # pyright: ignore[reportReturnType]
+
+
+def prepared(
+    accelerator: Accelerator, learner: Learner
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """The policy and its optimizer as Accelerate wraps them: in DDP, unless a policy that is spread
+    over the ranks reduces its gradients by itself."""
+    if learner.ranks.in_step:
+        return learner.policy, accelerator.prepare_optimizer(learner.optimizer)
+    return accelerator.prepare(learner.policy, learner.optimizer)
 
 
 def ddp_metrics(accelerator: Accelerator) -> dict[str, float]:

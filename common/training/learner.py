@@ -25,6 +25,7 @@ from common.replay_buffer import (
     MicroBatchLimits,
     ReplayBuffer,
     Scored,
+    blank_experience,
     even_parts,
     micro_batches,
     score_tokens,
@@ -32,21 +33,6 @@ from common.replay_buffer import (
 )
 from common.training.ranks import Ranks
 from common.training.seeding import stream
-
-
-def _blank() -> Experience:
-    """A sequence without a token to learn from: its loss is 0, and so is its gradient."""
-    zeros = torch.zeros(2)
-    return Experience(
-        task_id=-1,
-        token_ids=zeros.long(),
-        sampled=zeros.bool(),
-        turns=zeros.long() - 1,
-        log_probs_sampler=zeros,
-        log_probs_old=zeros,
-        log_probs_ref=zeros,
-        advantages=zeros,
-    )
 
 
 class Learner:
@@ -125,10 +111,14 @@ class Learner:
         """The experiences, in another order, with what a model says of their tokens; each rank
         computes a share of it."""
 
-        def score(parts: Sequence[Sequence[Experience]]) -> list[list[Scored]]:
-            return [score_tokens(model, part, self.limits) for part in parts]
-
         parts = even_parts(experiences, self.ranks.count)
+        passes = 0
+        if self.ranks.in_step:
+            passes = max(len(micro_batches(part, self.limits)) for part in parts)
+
+        def score(parts: Sequence[Sequence[Experience]]) -> list[list[Scored]]:
+            return [score_tokens(model, part, self.limits, passes) for part in parts]
+
         for part, rows in zip(parts, self.ranks.split(parts, score), strict=True):
             yield from zip(part, rows, strict=True)
 
@@ -183,7 +173,7 @@ class OptimizerBatch:
             replace(ExperienceBatch.collate(together, device), on_policy=self._on_policy)
             for together in self._split
         )
-        blank = ExperienceBatch.collate([_blank()], device)
+        blank = ExperienceBatch.collate([blank_experience()], device)
         return islice(chain(own, repeat(blank)), self.rounds)
 
     def record(
@@ -229,7 +219,9 @@ class OptimizerBatch:
         planned = learner.planned + len(learner.steps)
         rate = learning_rate(config, planned, learner.warmup_steps)
         logger.snapshot_gradients(learner.global_step)
-        norm = optimizer_step(optimizer, rate, config.max_grad_norm, clip)
+        norm = optimizer_step(
+            optimizer, rate, config.max_grad_norm, lambda *bound: learner.ranks.whole(clip(*bound))
+        )
         learner.global_step += 1
         sums.finish(norm, rate)
         learner.steps.append(sums)

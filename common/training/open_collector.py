@@ -26,6 +26,7 @@ from common.tasks.task import Task
 from common.training.collector import Collector
 from common.training.open_chat import how_to_converse
 from common.training.open_tasks import Work
+from common.training.policy_and_reference import Models
 from common.training.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ VLLM_PYTHON = REPOSITORY / ".venv-vllm" / "bin" / "python"
 @contextmanager
 def open_collector(
     config: TrainConfig,
-    policy: TokenLogProbs,
+    models: Models,
     work: Work,
     interrupted: Callable[[], bool],
     ranks: Ranks,
@@ -48,6 +49,7 @@ def open_collector(
     Raises `UserError` if the model has fewer positions than `--max-length`, and for an engine that
     is not installed or cannot hold the model.
     """
+    policy = models.sampler
     check_positions(policy.model, config.max_length)
     stop_ids = stop_token_ids(policy.model, work.chat.tokenizer) | work.chat.turn_end_ids
     chat = work.chat.ending_at(stop_ids)
@@ -62,6 +64,7 @@ def open_collector(
             interrupted,
             ranks,
             how_to_converse(config, chat),
+            models.follow,
         )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
@@ -14,9 +15,34 @@ from common.models.load import load_policy
 from common.models.log_probs import TokenLogProbs, reference_log_probs
 from common.models.vocabulary import num_tokens
 from common.replay_buffer import LogProbModel
+from common.run.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import transformers
+
+
+@dataclass(frozen=True)
+class Models:
+    """Those of a run."""
+
+    policy: TokenLogProbs
+    reference: LogProbModel | None
+    sampler: TokenLogProbs
+    """The policy as it samples: itself, or a whole copy of one of which each rank has a part."""
+
+    def follow(self) -> None:
+        """Let what samples have the weights of the policy."""
+
+    def restore_optimizer(self, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+        """Bring it to where it was when the checkpoint was written."""
+        optimizer.load_state_dict(checkpoint.state["optimizer"])
+
+    def to_be_saved(
+        self, optimizer: torch.optim.Optimizer, parts: Path
+    ) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+        """For a checkpoint: weights, if they are not those of the model that samples, and what
+        belongs to the state of its training. What has no place there goes into `parts`."""
+        return None, {"optimizer": optimizer.state_dict()}
 
 
 def load_models(
@@ -26,7 +52,7 @@ def load_models(
     tokenizer: transformers.PreTrainedTokenizerBase,
     *,
     with_reference: bool,
-) -> tuple[TokenLogProbs, LogProbModel | None]:
+) -> Models:
     """The policy, as it starts or as a checkpoint's `weights` hold it, and its reference.
 
     Raises `UserError` for a layer or head to be drawn that the model has not.
@@ -41,7 +67,7 @@ def load_models(
         use_bfloat16=options.use_bfloat16,
         learns_entropy=config.entropy_weight > 0,
     )
-    return policy, reference_log_probs(options, policy) if with_reference else None
+    return Models(policy, reference_log_probs(options, policy) if with_reference else None, policy)
 
 
 def check_head(architecture: transformers.PretrainedConfig, layer: int, head: int) -> None:

@@ -20,6 +20,8 @@ class Ranks:
 
     index = 0
     count = 1
+    in_step = False
+    """Whether no rank can go through a model without all others, as each holds a part of it."""
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This rank's part of `items`: disjoint from those of the others, and the same size within
@@ -53,6 +55,10 @@ class Ranks:
 
         One that some ranks lack counts as 0 there; one that all lack stays away, as in one process.
         """
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of which each rank may have a part."""
+        return tensor
 
     def first(self, work: Callable[[], Result]) -> Result:
         """What `work` returns on the first rank, where alone it is done."""

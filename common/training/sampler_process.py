@@ -120,11 +120,11 @@ def sample_for_learner(
         work = open_tasks(config, lambda text: None, rewards, is_correct, tools)
         seed_everything(config.seed)
         device = resolve_device(config.sampler_device or config.device)
-        policy, reference = load_models(
+        models = load_models(
             config, device, None, work.chat.tokenizer, with_reference=config.watches_kl
         )
-        with open_collector(config, policy, work, lambda: False, ALONE) as collector:
-            _serve(connection, _Sampler(config, policy, reference, work, collector))
+        with open_collector(config, models, work, lambda: False, ALONE) as collector:
+            _serve(connection, _Sampler(config, models.policy, models.reference, work, collector))
     except UserError as error:
         connection.send_bytes(pickle.dumps(Failed(str(error), is_users=True)))
 

@@ -54,7 +54,7 @@ from common.training.open_chat import open_chat
 from common.training.open_collector import open_collector
 from common.training.open_logger import open_logger
 from common.training.open_tasks import open_tasks
-from common.training.policy_and_reference import load_models
+from common.training.policy_and_reference import Models, load_models
 from common.training.ranks import ALONE, Ranks
 from common.training.remarks import remarks
 from common.training.sampler_process import connection_to_learner, sample_for_learner
@@ -66,6 +66,7 @@ from common.training.task_order import is_evaluation_step
 from common.views.summary import before_and_after
 
 if TYPE_CHECKING:
+    import transformers
     from accelerate import Accelerator
 
 
@@ -111,12 +112,9 @@ def open_session(
     tokenizer = work.chat.tokenizer
     seed_everything(config.seed)
     num_threads = torch.get_num_threads()
-    # The process that samples ahead has the reference, if there is one.
-    with_reference = config.watches_kl and not config.policy_lag
-    policy, reference = load_models(
-        config, device, run.weights, tokenizer, with_reference=with_reference
-    )
-    check_model(config, policy, work.chat, [*work.train_tasks, *work.held_out], say)
+    models = _load(config, device, run.weights, tokenizer, ranks)
+    policy = models.policy
+    check_model(config, models.sampler, work.chat, [*work.train_tasks, *work.held_out], say)
     statistics, timer = RunStatistics(), Timer(device)
     learner = Learner(
         config,
@@ -131,9 +129,11 @@ def open_session(
     if config.policy_lag:
         collecting = sampling_ahead(config, policy, interruption.signalled)
     else:
-        collecting = open_collector(config, policy, work, interruption.signalled, ranks)
+        collecting = open_collector(config, models, work, interruption.signalled, ranks)
     with collecting as collector:
-        state = TrainingState(run, learner, collector, tokenizer, statistics, ranks, num_threads)
+        state = TrainingState(
+            run, models, learner, collector, tokenizer, statistics, ranks, num_threads
+        )
         state.restore()
         collector.load(learner.global_step)
         functions = objective.describe()
@@ -154,7 +154,7 @@ def open_session(
                 work.train_tasks,
                 work.held_out,
                 ranks=ranks,
-                reference=reference,
+                reference=models.reference,
                 judge=work.judge,
                 has_tools=isinstance(work.chat, ToolChat) and bool(work.chat.toolbox),
                 collector=collector,
@@ -337,16 +337,42 @@ class Session:
             self.state.save()
 
 
+def _load(
+    config: TrainConfig,
+    device: torch.device,
+    weights: Path | None,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    ranks: Ranks,
+) -> Models:
+    if config.shard:
+        from common.training.sharding import ShardedRanks, load_sharded_models
+
+        assert isinstance(ranks, ShardedRanks)
+        return load_sharded_models(config, device, weights, tokenizer, ranks)
+    # The process that samples ahead has the reference, if there is one.
+    with_reference = config.watches_kl and not config.policy_lag
+    return load_models(config, device, weights, tokenizer, with_reference=with_reference)
+
+
 def _place(
     config: TrainConfig, accelerator: Accelerator | None
 ) -> tuple[TrainConfig, Ranks, torch.device]:
     """The config with the precision of its processes, the ranks among them, and their device."""
     if accelerator is None and not was_launched() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if config.shard:
+            raise UserError(
+                "--shard: a run of one process has none to share its weights with; use: "
+                "accelerate launch --multi_gpu --num_processes 2 train.py --shard"
+            )
         return config, ALONE, resolve_device(config.device)
     from common.training.distributed import AcceleratedRanks, make_accelerator
 
     if accelerator is None:
         accelerator, config = make_accelerator(config)
+    if config.shard:
+        from common.training.sharding import ShardedRanks
+
+        return config, ShardedRanks(accelerator), accelerator.device
     return config, AcceleratedRanks(accelerator), accelerator.device
 
 

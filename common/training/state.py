@@ -11,6 +11,7 @@ from common.run.checkpoint import random_state, restore_random_state
 from common.run.directory import Run
 from common.training.collector import Collector
 from common.training.learner import Learner
+from common.training.policy_and_reference import Models
 from common.training.ranks import Ranks
 from common.training.sampling_ahead import SamplingAhead
 
@@ -27,6 +28,7 @@ class TrainingState:
     """Everything that a resumed run needs to go on as if it had not stopped."""
 
     run: Run
+    models: Models
     learner: Learner
     collector: Collector | SamplingAhead
     tokenizer: transformers.PreTrainedTokenizerBase
@@ -40,8 +42,9 @@ class TrainingState:
     def restore(self) -> None:
         """Bring optimizer, statistics and global random numbers to where the run's checkpoint has
         them; a run that starts anew has none."""
-        if state := self.run.state:
-            self.learner.optimizer.load_state_dict(state["optimizer"])
+        if self.run.checkpoint:
+            state = self.run.state
+            self.models.restore_optimizer(self.learner.optimizer, self.run.checkpoint)
             self.learner.global_step = state["global_step"]
             # One of before planned it anew from --max-steps.
             self.learner.warmup_steps = state.get("warmup_steps", self.learner.warmup_steps)
@@ -76,11 +79,13 @@ class TrainingState:
         if self._saved_step == step or self.has_moved:
             return
         randoms = self.ranks.merge(random)
+        parts = self.run.checkpoints.parts(step)
+        weights, optimizer = self.models.to_be_saved(self.learner.optimizer, parts)
 
         def write() -> None:
             self.run.directory.sync()
             state = {
-                "optimizer": self.learner.optimizer.state_dict(),
+                **optimizer,
                 "statistics": self.statistics.state_dict(),
                 "global_step": self.learner.global_step,
                 "warmup_steps": self.learner.warmup_steps,
@@ -90,8 +95,8 @@ class TrainingState:
             }
             if isinstance(self.collector, SamplingAhead):
                 state["sampled_ahead"] = self.collector.state(step)
-            model = self.learner.policy.model
-            self.run.checkpoints.save(step, model, self.tokenizer, state)
+            model = self.models.sampler.model
+            self.run.checkpoints.save(step, model, self.tokenizer, state, weights)
 
         self.ranks.first(write)
         self._saved_step = step

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 
 import common.models.log_probs
 import common.training.command_line
@@ -32,6 +33,7 @@ from common.training.command_line import run_script
 from common.training.distributed import AcceleratedRanks, make_accelerator
 from common.training.learner import Learner, OptimizerBatch
 from common.training.ranks import Ranks
+from common.training.sharding import ShardedRanks, shard
 from tests.helpers import random_experiences, random_model
 from tests.variants import VARIANTS
 
@@ -56,14 +58,26 @@ class Config(TrainConfig):
     experiment: ClassVar[str] = "worker"
 
 
-class SharedAs(AcceleratedRanks):
+class SharedAs(Ranks):
     """Ranks of which the second has just these experiences."""
 
     second: Collection[int] = ()
 
     def share(self, items: Sequence[Any]) -> list[Any]:
-        everything = chain.from_iterable(items)
-        return [[one for one in everything if (one.task_id in self.second) == (self.index == 1)]]
+        everything = list(chain.from_iterable(items))
+        second = [one for one in everything if one.task_id in self.second]
+        others = [one for one in everything if one.task_id not in self.second]
+        if self.index == 1:
+            return [second]
+        return [others if self.index == 0 else []]
+
+
+class SharedAlike(SharedAs, AcceleratedRanks):
+    """Those each of which has a whole model."""
+
+
+class SharedInParts(SharedAs, ShardedRanks):
+    """Those each of which has a part of it."""
 
 
 def train_module() -> Any:
@@ -125,7 +139,7 @@ def gradients() -> None:
     weights after five float64 steps."""
     output = Path(sys.argv[1])
     accelerator, _ = make_accelerator(resolve_defaults(Config(device="cpu"), bundled=True))
-    ranks = SharedAs(accelerator)
+    ranks = SharedAlike(accelerator)
     assert ranks.count == 2
     results: dict[str, torch.Tensor | None] = {}
     # Of nothing, so that steps which count the loss leave the weights as they are.
@@ -162,6 +176,44 @@ def gradients() -> None:
         scarce.grad = torch.full((2,), 3.0)
     ranks.sum_gradients([scarce, absent])
     results["scarce"], results["absent"] = scarce.grad, absent.grad
+    torch.save(results, output / f"rank{ranks.index}.pt")
+
+
+def sharded() -> None:
+    """As `gradients`, of a model of which each rank has a part, on any number of ranks."""
+    output = Path(sys.argv[1])
+    accelerator, _ = make_accelerator(resolve_defaults(Config(device="cpu"), bundled=True))
+    ranks = SharedInParts(accelerator)
+    assert ranks.count == int(sys.argv[2])
+    mesh = init_device_mesh("cpu", (ranks.count,))
+    results: dict[str, torch.Tensor] = {}
+    idle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    for dtype_name, dtype in DTYPES.items():
+        model = make_policy(dtype)
+        shard(model, mesh, ranks)
+        for split, (ranks.second, sizes) in SPLITS.items():
+            learner = make_learner(model, ranks, sizes[min(ranks.index, 1)])
+            for name in OBJECTIVES:
+                model.zero_grad()
+                batch = OptimizerBatch(learner, buffer(dtype))
+                accumulate(VARIANTS[name], model, batch)
+                ranks.sum_gradients(model.parameters())
+                gradients = [ranks.whole(p.grad) for p in model.parameters() if p.grad is not None]
+                batch.step(idle, reduced=True)
+                key = f"{dtype_name}/{name}/{split}"
+                results[key] = torch.cat([gradient.flatten() for gradient in gradients])
+                loss = learner.steps[-1].metrics()["training_step/loss"]
+                results[f"{key}/loss"] = torch.tensor(loss, dtype=torch.float64)
+    model = make_policy(torch.float64)
+    shard(model, mesh, ranks)
+    ranks.second = range(9, 13)
+    learner = make_learner(model, ranks, 4)
+    for _ in range(5):
+        batch = OptimizerBatch(learner, buffer(torch.float64))
+        accumulate(VARIANTS["grpo"], model, batch)
+        batch.step(learner.optimizer)
+    weights = [ranks.whole(p.detach()).flatten() for p in model.parameters()]
+    results["weights"] = torch.cat(weights)
     torch.save(results, output / f"rank{ranks.index}.pt")
 
 
@@ -234,6 +286,7 @@ def run() -> None:
 
 CASES = {
     "gradients": gradients,
+    "sharded": sharded,
     "float64": float64_run,
     "nan": nan_run,
     "raises": raising_run,

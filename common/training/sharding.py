@@ -1,0 +1,205 @@
+"""Weights, gradients and the optimizer's state of a policy, spread over the processes of a run.
+
+torch's `fully_shard` does it, on the process group that Accelerate made (ZeRO stage 3, arXiv
+1910.02054): each rank holds a part of every weight, and has a layer whole only while it computes
+that layer. So all ranks go through the layers in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from common.errors import UserError
+from common.flags.train_config import TrainConfig
+from common.models.load import hold_linear_maps_in_bfloat16
+from common.models.log_probs import TokenLogProbs
+from common.run.checkpoint import PARTS, Checkpoint
+from common.training.distributed import AcceleratedRanks
+from common.training.policy_and_reference import Models, load_models
+from common.training.ranks import Ranks, Result
+
+if TYPE_CHECKING:
+    import transformers
+
+
+class ShardedRanks(AcceleratedRanks):
+    """Ranks each of which holds a part of the model."""
+
+    in_step = True
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """As `Ranks.sum_gradients`, of gradients that are means over ranks already."""
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(self.count)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def most(self, count: int) -> int:
+        """The largest of the counts of all ranks."""
+        counts = torch.tensor(count, device=self.device)
+        dist.all_reduce(counts, dist.ReduceOp.MAX)
+        return int(counts)
+
+
+@dataclass(frozen=True)
+class ShardedModels(Models):
+    """A policy and a reference in parts, and a whole copy of the policy to sample with."""
+
+    ranks: ShardedRanks
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Take the weights over, one after another."""
+        theirs = dict(self.policy.model.named_parameters())
+        for name, own in self.sampler.model.named_parameters():
+            if theirs[name].requires_grad:
+                own.copy_(self.ranks.whole(theirs[name]))
+
+    def to_be_saved(
+        self, optimizer: torch.optim.Optimizer, parts: Path
+    ) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+        """As `Models.to_be_saved`. What a rank's optimizer remembers is a file of its own."""
+
+        def write() -> None:
+            try:
+                parts.mkdir(parents=True, exist_ok=True)
+                torch.save(optimizer_part(optimizer, self.policy), parts / _file(self.ranks.index))
+            except (OSError, RuntimeError) as error:
+                raise UserError(
+                    f"{parts}: cannot write a part of the checkpoint ({error})"
+                ) from None
+
+        self.ranks.each(write)
+        weights = {}
+        for name, part in self.policy.model.state_dict().items():
+            whole = self.ranks.whole(part)
+            if self.ranks.index == 0:
+                weights[name] = whole.cpu()
+        return weights, {}
+
+    def restore_optimizer(self, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+        """As `Models.restore_optimizer`, from the parts of as many ranks as there were."""
+        directory = checkpoint.path / PARTS
+        parts = [
+            torch.load(directory / _file(rank), weights_only=True, mmap=True)
+            for rank in range(len(list(directory.iterdir())))
+        ]
+        for name, parameter in _parameters(self.policy):
+            rows = self.ranks.merge(len(parameter.to_local()))
+            before = sum(rows[: self.ranks.index])
+            for key, value in parts[0].get(name, {}).items():
+                if value.ndim:
+                    whole = torch.cat([part[name][key] for part in parts])
+                    local = whole[before : before + rows[self.ranks.index]].clone()
+                    value = _as_part(local, parameter)
+                optimizer.state[parameter][key] = value
+
+
+def _file(rank: int) -> str:
+    return f"optimizer_{rank:05d}.pt"
+
+
+def _as_part(local: Tensor, like: DTensor) -> DTensor:
+    """A rank's part of what is as large as a weight."""
+    return DTensor.from_local(
+        local.to(like.device),
+        like.device_mesh,
+        like.placements,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
+def _parameters(policy: TokenLogProbs) -> Iterator[tuple[str, DTensor]]:
+    for name, parameter in policy.named_parameters():
+        assert isinstance(parameter, DTensor)
+        yield name, parameter
+
+
+def optimizer_part(
+    optimizer: torch.optim.Optimizer, policy: TokenLogProbs
+) -> dict[str, dict[str, Tensor]]:
+    """What the optimizer remembers of this rank's part of each weight, by the weight's name."""
+    return {
+        name: {
+            key: value.to_local() if isinstance(value, DTensor) else value
+            for key, value in optimizer.state[parameter].items()
+        }
+        for name, parameter in _parameters(policy)
+        if parameter in optimizer.state
+    }
+
+
+def load_sharded_models(
+    config: TrainConfig,
+    device: torch.device,
+    weights: Path | None,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    ranks: ShardedRanks,
+) -> ShardedModels:
+    """As `load_models`. One rank after another loads a whole model, and keeps a part of it."""
+    mesh = init_device_mesh(device.type, (ranks.count,))
+
+    def load_part() -> Models:
+        models = load_models(config, device, weights, tokenizer, with_reference=config.watches_kl)
+        for part in (models.policy, models.reference):
+            if isinstance(part, TokenLogProbs):
+                shard(part, mesh, ranks)
+        return models
+
+    def load_sampler() -> TokenLogProbs:
+        sampler = load_models(config, device, weights, tokenizer, with_reference=False).policy
+        if sampler.use_bfloat16 and not config.lora_rank:
+            hold_linear_maps_in_bfloat16(sampler.model)
+        return sampler.requires_grad_(False)
+
+    models = in_turns(ranks, load_part)
+    sampler = in_turns(ranks, load_sampler)
+    return ShardedModels(models.policy, models.reference, sampler, ranks)
+
+
+def in_turns(ranks: Ranks, work: Callable[[], Result]) -> Result:
+    """What `work` returns on this rank, which does it after those before it."""
+    done: list[Result] = []
+
+    def take_turn(turn: int) -> None:
+        if turn == ranks.index:
+            done.append(work())
+
+    for turn in range(ranks.count):
+        ranks.each(partial(take_turn, turn))
+    return done[0]
+
+
+def shard(policy: TokenLogProbs, mesh: DeviceMesh, ranks: ShardedRanks) -> None:
+    """Keep this rank's part of every weight.
+
+    What is called is the policy, which also projects hidden states onto the vocabulary, so that
+    embedding and projection, which may be one, are whole from its first pass to its backward.
+    """
+    precision = MixedPrecisionPolicy()
+    if policy.use_bfloat16:
+        precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in layers_of(policy.model):
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    policy.most_passes = ranks.most
+
+
+def layers_of(model: transformers.PreTrainedModel) -> Iterator[nn.Module]:
+    """What transformers never splits among devices: the blocks that a model repeats."""
+    kinds = set(model._no_split_modules or ())
+    return (module for module in model.modules() if type(module).__name__ in kinds)
