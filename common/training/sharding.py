@@ -187,15 +187,15 @@ def in_turns(ranks: Ranks, work: Callable[[], Result]) -> Result:
 def shard(policy: TokenLogProbs, mesh: DeviceMesh, ranks: ShardedRanks) -> None:
     """Keep this rank's part of every weight.
 
-    What is called is the policy, which also projects hidden states onto the vocabulary, so that
-    embedding and projection, which may be one, are whole from its first pass to its backward.
+    Embedding and projection, which may be one, belong to the policy itself, as it also projects
+    hidden states onto the vocabulary.
     """
     precision = MixedPrecisionPolicy()
     if policy.use_bfloat16:
         precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in layers_of(policy.model):
         fully_shard(layer, mesh=mesh, mp_policy=precision)
-    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
     policy.most_passes = ranks.most
 
 

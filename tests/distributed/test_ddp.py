@@ -143,7 +143,8 @@ def test_two_ranks_make_the_gradient_of_one(of_two_ranks, dtype, name, split, wa
         assert error < TOLERANCES[dtype] * abs(loss)
 
 
-def test_after_five_steps_in_float64_the_weights_are_those_of_one_process(of_two_ranks):
+def five_steps() -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights before and after five steps, in this process."""
     model = make_policy(torch.float64)
     start = torch.cat([p.detach().flatten() for p in model.parameters()])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
@@ -152,7 +153,11 @@ def test_after_five_steps_in_float64_the_weights_are_those_of_one_process(of_two
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    expected = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return start, torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_after_five_steps_in_float64_the_weights_are_those_of_one_process(of_two_ranks):
+    start, expected = five_steps()
     for results in of_two_ranks:
         moved = (results["weights"] - start).norm()
         assert moved > 1e-3

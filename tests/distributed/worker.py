@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 import common.models.log_probs
 import common.training.command_line
@@ -28,6 +29,7 @@ from common.flags.train_config import TrainConfig, resolve_defaults
 from common.logger.metrics import RunStatistics
 from common.logger.timer import Timer
 from common.models.log_probs import TokenLogProbs
+from common.models.token_tree import TokenTree
 from common.replay_buffer import Experience, ExperienceBatch
 from common.training.command_line import run_script
 from common.training.distributed import AcceleratedRanks, make_accelerator
@@ -214,7 +216,67 @@ def sharded() -> None:
         batch.step(learner.optimizer)
     weights = [ranks.whole(p.detach()).flatten() for p in model.parameters()]
     results["weights"] = torch.cat(weights)
+    results |= of_unequal_trees(mesh, ranks)
+    results |= bytes_kept(mesh, ranks)
     torch.save(results, output / f"rank{ranks.index}.pt")
+
+
+def of_unequal_trees(mesh: DeviceMesh, ranks: ShardedRanks) -> dict[str, torch.Tensor]:
+    """The gradient where one rank alone has rows that begin alike, and where one process has all
+    rows of all ranks."""
+    rng = torch.Generator().manual_seed(0)
+    rows = [torch.randint(0, 512, (2, 300), generator=rng) for _ in range(ranks.count)]
+    rows[0] = torch.cat([rows[0][:1].repeat(4, 1)[:, :280], rows[0].repeat(2, 1)[:, :20]], dim=1)
+    rows[0][:, 290:] = torch.randint(0, 512, (4, 10), generator=rng)
+
+    def learn(policy: TokenLogProbs, token_ids: torch.Tensor) -> None:
+        everything = torch.ones_like(token_ids, dtype=torch.bool)
+        scored = torch.arange(token_ids.shape[1]).expand(token_ids.shape) >= 270
+        policy(token_ids, everything, scored)[0].sum().backward()
+
+    whole, parts = make_policy(torch.float64), make_policy(torch.float64)
+    for token_ids in rows:
+        learn(whole, token_ids)
+    shard(parts, mesh, ranks)
+    learn(parts, rows[ranks.index])
+    ranks.sum_gradients(parts.parameters())
+    numbers = [
+        [len(TokenTree.of(list(token_ids.numpy())).passes) for token_ids in rows],
+        [ranks.whole(p.grad).flatten() for p in parts.parameters() if p.grad is not None],
+        [p.grad.flatten() for p in whole.parameters() if p.grad is not None],
+    ]
+    return {
+        "tree passes": torch.tensor(numbers[0]),
+        "tree": torch.cat(numbers[1]),
+        "tree expected": torch.cat(numbers[2]),
+    }
+
+
+def bytes_kept(mesh: DeviceMesh, ranks: ShardedRanks) -> dict[str, torch.Tensor]:
+    """Of all that a learner keeps of a model and its reference after a step, here and in one
+    process."""
+    found = {}
+    for name, is_whole in (("bytes of the whole", True), ("bytes", False)):
+        policy, reference = make_policy(torch.float32), make_policy(torch.float32)
+        if not is_whole:
+            shard(policy, mesh, ranks)
+            shard(reference, mesh, ranks)
+        optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
+        token_ids = torch.arange(40)[None]
+        everything = torch.ones_like(token_ids, dtype=torch.bool)
+        scored = everything.cumsum(dim=-1) > 1
+        with torch.no_grad():
+            reference(token_ids, everything, scored)
+        policy(token_ids, everything, scored)[0].sum().backward()
+        gradients = [p.grad for p in policy.parameters()]
+        optimizer.step()
+        kept = [
+            *(*policy.parameters(), *reference.parameters(), *gradients),
+            *(value for state in optimizer.state.values() for value in state.values()),
+        ]
+        local = [t.to_local() if isinstance(t, DTensor) else t for t in kept if t is not None]
+        found[name] = torch.tensor(sum(t.untyped_storage().nbytes() for t in local))
+    return found
 
 
 def use_float64(patch: pytest.MonkeyPatch) -> None:
