@@ -110,6 +110,7 @@ OTHERS = """
 --sampler vllm
 --sampler-device cpu
 --seed 9223372036854775807
+--shard
 --stop Question: 'A: '
 --system-prompt 'Say {what} you know: null'
 --temperature 0.7
@@ -151,7 +152,7 @@ NEEDED = {
     "kl_in": {"kl_estimator": "k1", "kl_weight": 0.5},
     "kl_estimator": {"kl_in": "reward", "kl_weight": 0.5},
 }
-REFUSED_BESIDE_OTHERS = {"log_artifacts": True, "sampler": "vllm"}
+REFUSED_BESIDE_OTHERS = {"log_artifacts": True, "sampler": "vllm", "shard": True}
 
 
 def config_class(experiment: str) -> type[TrainConfig]:

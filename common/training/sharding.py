@@ -83,12 +83,24 @@ class ShardedModels(Models):
                 ) from None
 
         self.ranks.each(write)
-        weights = {}
-        for name, part in self.policy.model.state_dict().items():
-            whole = self.ranks.whole(part)
-            if self.ranks.index == 0:
-                weights[name] = whole.cpu()
-        return weights, {}
+        return self._whole_weights(), {}
+
+    @torch.no_grad()
+    def _whole_weights(self) -> dict[str, Tensor]:
+        """What a checkpoint holds, on the CPU of the first rank: weights that are trained, each by
+        one name, and what a model keeps beside its weights."""
+        model = self.policy.model
+        names = {name for name, p in model.named_parameters() if p.requires_grad}
+        names |= {*model.state_dict()} - {
+            n for n, _ in model.named_parameters(remove_duplicate=False)
+        }
+        found = {}
+        for name, part in model.state_dict().items():
+            if name in names:
+                whole = self.ranks.whole(part)
+                if self.ranks.index == 0:
+                    found[name] = whole.cpu()
+        return found
 
     def restore_optimizer(self, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
         """As `Models.restore_optimizer`, from the parts of as many ranks as there were."""
