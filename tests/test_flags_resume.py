@@ -92,6 +92,7 @@ OTHERS = """
 --model-name some/model
 --monitor-kl
 --objective objectives:mine
+--offload optimizer
 --old-log-probs sampler
 --overlong penalty
 --overlong-buffer 0.5
@@ -111,6 +112,7 @@ OTHERS = """
 --sampler-device cpu
 --seed 9223372036854775807
 --shard
+--shard-within 2
 --stop Question: 'A: '
 --system-prompt 'Say {what} you know: null'
 --temperature 0.7
@@ -149,10 +151,11 @@ NEEDED = {
     "load_in_4bit": {"lora_rank": 8},
     "correct_threshold": {"correct": "rewards:right"},
     "sampler_device": {"policy_lag": 1},
+    "shard_within": {"shard": True},
     "kl_in": {"kl_estimator": "k1", "kl_weight": 0.5},
     "kl_estimator": {"kl_in": "reward", "kl_weight": 0.5},
 }
-REFUSED_BESIDE_OTHERS = {"log_artifacts": True, "sampler": "vllm", "shard": True}
+REFUSED_BESIDE_OTHERS = {"log_artifacts": True, "sampler": "vllm", "shard": True, "shard_within": 2}
 
 
 def config_class(experiment: str) -> type[TrainConfig]:

@@ -119,6 +119,12 @@ class ModelFlags:
     shard: bool = False
     """In several processes: spread weights, gradients, the optimizer's state and the reference over
     them, a part for each (torch's fully_shard), for models that one device cannot train."""
+    shard_within: Annotated[int | None, ROUNDING] = None
+    """With --shard: how many processes have a whole model together, such as the 8 of a machine, of
+    which each machine then has one. Default: all."""
+    offload: Annotated[Literal["none", "optimizer"], FREE] = "none"
+    """What is kept in the machine's memory and not in the GPU's: the optimizer's two averages, 8
+    bytes a weight, of which one weight's at a time come over."""
     load_in_4bit: bool = False
     """Hold the frozen weights under LoRA in 4 bits (needs the extra [quant] and CUDA)."""
     trust_remote_code: bool = False
@@ -485,6 +491,9 @@ class TrainConfig(
             )
         if self.load_in_4bit and not self.lora_rank:
             raise UserError("--load-in-4bit: 4-bit weights cannot be trained; add --lora-rank 16")
+        check("shard_within", lambda count: count >= 1, "at least 1")
+        if self.shard_within is not None and not self.shard:
+            raise UserError(f"--shard-within {self.shard_within}: nothing is spread; add --shard")
         if self.shard and self.load_in_4bit:
             raise UserError("--shard: weights in 4 bits cannot be spread; leave out one of the two")
         if self.shard and self.figures_interval:

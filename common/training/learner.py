@@ -269,12 +269,35 @@ def make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.O
     It is torch's fused one, which goes over the weights once and needs no memory for a moment as
     large as they are. A checkpoint of before names another, which its run goes on with.
     """
-    return torch.optim.AdamW(
+    kind = OffloadedAdamW if config.offload == "optimizer" else torch.optim.AdamW
+    return kind(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         fused=True,
         betas=(config.adam_beta1, config.adam_beta2),
         weight_decay=config.weight_decay,
     )
+
+
+class OffloadedAdamW(torch.optim.AdamW):
+    """Whose averages are in the machine's memory, and on a device for the step of their weight."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            weights = group["params"]
+            for weight in weights:
+                self._move_averages(weight, weight.device)
+                group["params"] = [weight]
+                super().step(closure)
+                self._move_averages(weight, torch.device("cpu"))
+            group["params"] = weights
+
+    def _move_averages(self, weight: torch.nn.Parameter, device: torch.device) -> None:
+        state = self.state[weight]
+        for name, value in state.items():
+            # What it counts stays where the weight is, as a fused step wants it.
+            if value.ndim:
+                state[name] = value.to(device)
 
 
 def optimizer_step(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -54,11 +54,38 @@ class ShardedRanks(AcceleratedRanks):
         return int(counts)
 
 
+class Mesh:
+    """Which ranks have a whole model together; each such set of neighbours has a copy."""
+
+    def __init__(self, device: torch.device, ranks: ShardedRanks, within: int | None) -> None:
+        """Raises `UserError` for ranks that are no multiple of those of a copy."""
+        self.size = within or ranks.count
+        """Ranks that have a copy together."""
+        if ranks.count % self.size:
+            raise UserError(
+                f"--shard-within {self.size}: {ranks.count} processes are no multiple of it; let "
+                "it be the processes of a machine"
+            )
+        self.place = ranks.index % self.size
+        """That of this rank among them."""
+        self.is_first_copy = ranks.index < self.size
+        shape, names = (ranks.count // self.size, self.size), ("replicate", "shard")
+        if ranks.count == self.size:
+            shape, names = shape[1:], names[1:]
+        self.devices = init_device_mesh(device.type, shape, mesh_dim_names=names)
+
+    def rows(self, count: int) -> slice:
+        """Those of so many that this rank has, as `torch.chunk` divides them."""
+        most = -(-count // self.size)
+        return slice(self.place * most, (self.place + 1) * most)
+
+
 @dataclass(frozen=True)
 class ShardedModels(Models):
     """A policy and a reference in parts, and a whole copy of the policy to sample with."""
 
     ranks: ShardedRanks
+    mesh: Mesh
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -76,7 +103,9 @@ class ShardedModels(Models):
         def write() -> None:
             try:
                 parts.mkdir(parents=True, exist_ok=True)
-                torch.save(optimizer_part(optimizer, self.policy), parts / _file(self.ranks.index))
+                if self.mesh.is_first_copy:
+                    part = optimizer_part(optimizer, self.policy)
+                    torch.save(part, parts / _file(self.mesh.place))
             except (OSError, RuntimeError) as error:
                 raise UserError(
                     f"{parts}: cannot write a part of the checkpoint ({error})"
@@ -110,13 +139,11 @@ class ShardedModels(Models):
             for rank in range(len(list(directory.iterdir())))
         ]
         for name, parameter in _parameters(self.policy):
-            rows = self.ranks.merge(len(parameter.to_local()))
-            before = sum(rows[: self.ranks.index])
+            here = self.mesh.rows(len(parameter))
             for key, value in parts[0].get(name, {}).items():
                 if value.ndim:
                     whole = torch.cat([part[name][key] for part in parts])
-                    local = whole[before : before + rows[self.ranks.index]].clone()
-                    value = _as_part(local, parameter)
+                    value = _as_part(whole[here].clone(), parameter)
                 optimizer.state[parameter][key] = value
 
 
@@ -163,7 +190,7 @@ def load_sharded_models(
     ranks: ShardedRanks,
 ) -> ShardedModels:
     """As `load_models`. One rank after another loads a whole model, and keeps a part of it."""
-    mesh = init_device_mesh(device.type, (ranks.count,))
+    mesh = Mesh(device, ranks, config.shard_within)
 
     def load_part() -> Models:
         models = load_models(config, device, weights, tokenizer, with_reference=config.watches_kl)
@@ -180,7 +207,7 @@ def load_sharded_models(
 
     models = in_turns(ranks, load_part)
     sampler = in_turns(ranks, load_sampler)
-    return ShardedModels(models.policy, models.reference, sampler, ranks)
+    return ShardedModels(models.policy, models.reference, sampler, ranks, mesh)
 
 
 def in_turns(ranks: Ranks, work: Callable[[], Result]) -> Result:
@@ -196,7 +223,7 @@ def in_turns(ranks: Ranks, work: Callable[[], Result]) -> Result:
     return done[0]
 
 
-def shard(policy: TokenLogProbs, mesh: DeviceMesh, ranks: ShardedRanks) -> None:
+def shard(policy: TokenLogProbs, mesh: Mesh, ranks: ShardedRanks) -> None:
     """Keep this rank's part of every weight.
 
     Embedding and projection, which may be one, belong to the policy itself, as it also projects
@@ -206,8 +233,8 @@ def shard(policy: TokenLogProbs, mesh: DeviceMesh, ranks: ShardedRanks) -> None:
     if policy.use_bfloat16:
         precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in layers_of(policy.model):
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
-    fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+        fully_shard(layer, mesh=mesh.devices, mp_policy=precision)
+    fully_shard(policy, mesh=mesh.devices, mp_policy=precision, reshard_after_forward=True)
     policy.most_passes = ranks.most
 
 

@@ -38,6 +38,8 @@ pytestmark = pytest.mark.slow
 EXPERIMENT = "experiment_base"
 TALKING = "experiment_multiturn_tool_calling"
 LORA = ("--lora-rank", "4", "--lr", "1e-3")
+# Ranks of a job, and how many of them have a whole model together.
+JOBS = {2: 2, 3: 3, 4: 2}
 
 
 def flags(name: str, steps: int, root: Path) -> tuple[str, ...]:
@@ -72,9 +74,10 @@ def launched(tmp_path_factory) -> Launched:
             ("nan", *flags("nan", 3, root)),
         ),
         3: (("float64", *flags("three", 3, root)),),
+        4: (("run", *flags("four", 2, root), "--shard-within", "2"),),
     }.items():
         (root / str(ranks)).mkdir()
-        gradients = ("sharded", str(root / str(ranks)), str(ranks))
+        gradients = ("sharded", str(root / str(ranks)), str(ranks), str(JOBS[ranks]))
         command = one_after_another(gradients, *cases)
         launcher = launch(*command, processes=ranks, experiment=EXPERIMENT)
         code, output = finish(launcher, timeout=400)
@@ -88,7 +91,7 @@ def straight(launched) -> Path:
     return launched.directory("straight")
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", JOBS)
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -104,7 +107,7 @@ def test_parts_make_the_gradient_of_the_whole(launched, dtype, name, split, rank
         assert error < TOLERANCES[dtype] * abs(loss)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", JOBS)
 def test_after_five_steps_in_float64_the_weights_are_those_of_one_process(launched, ranks):
     start, expected = five_steps()
     for results in launched.results(ranks):
@@ -113,7 +116,7 @@ def test_after_five_steps_in_float64_the_weights_are_those_of_one_process(launch
         assert (results["weights"] - expected).norm() / moved < 1e-9
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", JOBS)
 def test_ranks_that_read_unequal_trees_have_the_gradient_of_one(launched, ranks):
     """The first goes on from what it has read, in more passes than the others need."""
     for results in launched.results(ranks):
@@ -121,12 +124,12 @@ def test_ranks_that_read_unequal_trees_have_the_gradient_of_one(launched, ranks)
         assert (results["tree"] - results["tree expected"]).norm() < 1e-9
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", JOBS)
 def test_a_rank_holds_its_part_of_all_that_a_learner_keeps(launched, ranks):
     """Weights, gradients, the optimizer's state and a reference, in bytes of their storages."""
     for results in launched.results(ranks):
         share = results["bytes"] / results["bytes of the whole"]
-        assert 0.9 / ranks < share < 1.1 / ranks
+        assert 0.9 / JOBS[ranks] < share < 1.1 / JOBS[ranks]
 
 
 @pytest.mark.parametrize("name", ["two", "three"])
@@ -159,6 +162,11 @@ def test_a_checkpoint_of_adapters_holds_those_alone(launched):
     rows = read_rows(launched.directory("lora") / "metrics.jsonl")
     norms = [row["training_step/grad_norm"] for row in rows if "training_step/loss" in row]
     assert min(norms) > 0
+
+
+def test_of_copies_on_several_machines_the_first_has_its_optimizers_state_saved(launched):
+    parts = launched.directory("four") / "checkpoints" / "step_000002" / "parts"
+    assert len(list(parts.iterdir())) == 2
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 import common.models.log_probs
@@ -35,7 +34,7 @@ from common.training.command_line import run_script
 from common.training.distributed import AcceleratedRanks, make_accelerator
 from common.training.learner import Learner, OptimizerBatch
 from common.training.ranks import Ranks
-from common.training.sharding import ShardedRanks, shard
+from common.training.sharding import Mesh, ShardedRanks, shard
 from tests.helpers import random_experiences, random_model
 from tests.variants import VARIANTS
 
@@ -187,7 +186,8 @@ def sharded() -> None:
     accelerator, _ = make_accelerator(resolve_defaults(Config(device="cpu"), bundled=True))
     ranks = SharedInParts(accelerator)
     assert ranks.count == int(sys.argv[2])
-    mesh = init_device_mesh("cpu", (ranks.count,))
+    within = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    mesh = Mesh(torch.device("cpu"), ranks, within)
     results: dict[str, torch.Tensor] = {}
     idle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     for dtype_name, dtype in DTYPES.items():
@@ -221,7 +221,7 @@ def sharded() -> None:
     torch.save(results, output / f"rank{ranks.index}.pt")
 
 
-def of_unequal_trees(mesh: DeviceMesh, ranks: ShardedRanks) -> dict[str, torch.Tensor]:
+def of_unequal_trees(mesh: Mesh, ranks: ShardedRanks) -> dict[str, torch.Tensor]:
     """The gradient where one rank alone has rows that begin alike, and where one process has all
     rows of all ranks."""
     rng = torch.Generator().manual_seed(0)
@@ -252,7 +252,7 @@ def of_unequal_trees(mesh: DeviceMesh, ranks: ShardedRanks) -> dict[str, torch.T
     }
 
 
-def bytes_kept(mesh: DeviceMesh, ranks: ShardedRanks) -> dict[str, torch.Tensor]:
+def bytes_kept(mesh: Mesh, ranks: ShardedRanks) -> dict[str, torch.Tensor]:
     """Of all that a learner keeps of a model and its reference after a step, here and in one
     process."""
     found = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -47,6 +47,28 @@ def test_before_its_first_update_the_policy_is_the_one_that_sampled(tmp_path, ob
         assert (row["training_step/ratio_max"] == 1) == is_first
         assert (row["training_step/ratio_mean"] == 1) == is_first
         assert not (is_first and row["training_step/clip_fraction"])
+
+
+def test_averages_that_are_kept_elsewhere_step_as_they_do_here():
+    """Here that is the same place, which no number tells."""
+    model = random_model(torch.float32)
+    other = copy.deepcopy(model)
+    config = resolve_defaults(Config(lr=1e-2, weight_decay=0.1), bundled=True)
+    elsewhere = replace(config, offload="optimizer")
+    optimizers = [make_optimizer(config, model), make_optimizer(elsewhere, other)]
+    assert type(optimizers[1]) is not type(optimizers[0])
+    for step in range(3):
+        for one in (model, other):
+            torch.manual_seed(step)
+            for parameter in one.parameters():
+                parameter.grad = torch.randn_like(parameter)
+        for optimizer in optimizers:
+            optimizer_step(optimizer, 1e-2, 1.0, torch.nn.utils.clip_grad_norm_)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    assert states[0]["state"].keys() == states[1]["state"].keys()
+    assert states[0]["param_groups"] == states[1]["param_groups"]
 
 
 @pytest.mark.parametrize(
