@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -90,6 +90,8 @@ class Results:
         self._started = time.perf_counter()
         self._lock = threading.Lock()
         self._record: dict[str, Any] = {"machine": machine(), "runs": {}}
+        self.after: Callable[[dict[str, Any]], None] = lambda record: None
+        """Called with everything after every measurement."""
 
     @property
     def elapsed(self) -> float:
@@ -119,6 +121,7 @@ class Results:
             self._record["seconds"] = round(self.elapsed, 1)
             text = as_lines(self._record).replace(str(self.root), "ROOT")
             replace_text(self.config.output, text.replace(str(REPOSITORY), "REPOSITORY"))
+            self.after(self._record)
             self._console.out(f"{self.elapsed:6.1f} s  {name}: {summary(result)}", highlight=False)
         return result
 
@@ -261,8 +264,10 @@ def train(
     stop_after: int | None = None,
     memory: CardMemory | None = None,
     run_of: str | None = None,
+    noted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run a train script and write down what came out; `run_of` names another's run to go on."""
+    """Run a train script and write down what came out, beside what is `noted`; `run_of` names
+    another's run to go on."""
     script = train_script(
         experiment,
         run_name(run_of or name),
@@ -272,7 +277,7 @@ def train(
         python=python,
         stop_after=stop_after,
     )
-    return results.add(name, lambda: run(script, memory))
+    return results.add(name, lambda: {**run(script, memory), **(noted or {})})
 
 
 def resumed(results: Results, name: str, flags: Sequence[str]) -> None:

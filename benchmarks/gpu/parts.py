@@ -20,8 +20,10 @@ import torch
 import transformers
 import tyro
 from rich.console import Console
+from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 
+from common.models.export import num_bytes, write_weights
 from common.models.load import ModelOptions, load_policy
 from common.models.log_probs import TokenLogProbs
 from common.replay_buffer import Experience, MicroBatchLimits, score_tokens
@@ -30,6 +32,7 @@ from common.rollout.generator import Completion, Request, generate
 from common.rollout.rollout import as_trajectory
 from common.rollout.sampling import Sampling, StreamKey
 from common.run.files import replace_text
+from common.scratch import scratch_directory
 
 ROWS, PROMPT_TOKENS, MOST_TOKENS = 64, 80, 512
 SAMPLING = Sampling(temperature=1.0, top_p=1.0)
@@ -47,6 +50,8 @@ class PartsConfig:
     """File of the results."""
     tokens: int = 32
     """Tokens of each of 64 completions."""
+    only: tuple[str, ...] = ()
+    """Names of the parts to measure; all without it."""
 
 
 class Parts:
@@ -243,6 +248,100 @@ def optimizers(parts: Parts) -> None:
         del optimizer
 
 
+def decoding(parts: Parts) -> None:
+    """Tokens per second of our loop and of `generate`, and what reading all weights for each token
+    of all rows would allow at the card's bandwidth."""
+    requests = parts.requests(PROMPT_TOKENS)
+    parts.sample(requests[:8], parts.model)
+    _, ours = parts.sample(requests, parts.model)
+    prompts = torch.tensor([request.prompt_ids for request in requests], device=parts.device)
+    half = copy.deepcopy(parts.model).bfloat16().eval()
+
+    def generate_all() -> None:
+        half.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            do_sample=True,
+            top_k=0,
+            min_new_tokens=parts.config.tokens,
+            max_new_tokens=parts.config.tokens,
+            pad_token_id=0,
+        )
+
+    generate_all()
+    theirs = parts.milliseconds(generate_all) / parts.config.tokens
+    weights = sum(p.numel() for p in half.parameters()) * half.dtype.itemsize
+    bound = 1000 * weights / bandwidth(parts)
+    per_second = {
+        name: round(1000 * ROWS / milliseconds)
+        for name, milliseconds in (("ours", ours), ("generate", theirs), ("bandwidth", bound))
+    }
+    parts.add("decoding, tokens per second", per_second)
+
+
+def bandwidth(parts: Parts) -> float:
+    """Bytes per second, read and written, of a copy on the card."""
+    source = torch.empty(2**28, dtype=torch.uint8, device=parts.device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return (
+        2
+        * source.nbytes
+        / min(parts.milliseconds(lambda: target.copy_(source)) for _ in range(5))
+        * 1000
+    )
+
+
+def product_rate(parts: Parts) -> float:
+    """Operations per second of a large product in bfloat16."""
+    size = 8192 if parts.device.type == "cuda" else 512
+    one = torch.rand(size, size, device=parts.device, dtype=torch.bfloat16)
+    one @ one
+    return 2 * size**3 / min(parts.milliseconds(lambda: one @ one) for _ in range(5)) * 1000
+
+
+def rates(parts: Parts) -> None:
+    """Tokens per second and the share of the card's operations in learning from eight completions
+    of a prompt, which is read once for all of them or eight times.
+
+    Six operations a weight and token, of the tokens that a whole pass over all sequences has.
+    """
+    token_ids = torch.randint(5, 400, (MICRO_BATCH, SEQUENCE), device=parts.device)
+    token_ids[:, :PROMPT_SHARE] = token_ids[:1, :PROMPT_SHARE]
+    mask = torch.ones_like(token_ids, dtype=torch.bool)
+    sampled = mask.clone()
+    sampled[:, :PROMPT_SHARE] = False
+    weights = sum(parameter.numel() for parameter in parts.model.parameters())
+    peak = product_rate(parts)
+    why = parts.learner.why_it_cannot_share
+
+    def learn() -> None:
+        parts.learner(token_ids, mask, sampled)[0].sum().backward()
+
+    for name, reason in (("once", why), ("for each", "to see what it costs")):
+        parts.learner.why_it_cannot_share = reason
+        learn()
+        seconds = min(parts.milliseconds(learn) for _ in range(3)) / 1000
+        per_second = token_ids.numel() / seconds
+        parts.add(
+            f"learning, a prompt read {name}",
+            {"tokens_per_s": round(per_second), "mfu": round(6 * weights * per_second / peak, 3)},
+        )
+    parts.learner.why_it_cannot_share = why
+
+
+def handing_over(parts: Parts) -> None:
+    """Writing all weights for an engine, and reading them back onto the card."""
+    with scratch_directory(None, 2 * num_bytes(parts.model)) as scratch:
+        written = parts.milliseconds(lambda: write_weights(parts.model, scratch / "weights"))
+        files = sorted((scratch / "weights").glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in files)
+        read = parts.milliseconds(
+            lambda: [load_file(file, device=str(parts.device)) for file in files]
+        )
+    parts.add("weights handed over", {"gb": size / 1e9, "write_ms": written, "read_ms": read})
+
+
 def forget_peak(parts: Parts) -> None:
     if parts.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -252,9 +351,14 @@ def peak_gigabytes(parts: Parts) -> float:
     return torch.cuda.max_memory_allocated() / 1e9 if parts.device.type == "cuda" else 0.0
 
 
+PARTS = (attention, kernels, precision, decoding, rates, learning, optimizers, handing_over)
+
+
 def main(config: PartsConfig) -> None:
     parts = Parts(config, Console(soft_wrap=True, highlight=False))
-    for part in (attention, kernels, precision, learning, optimizers):
+    for part in PARTS:
+        if config.only and part.__name__ not in config.only:
+            continue
         try:
             part(parts)
         except RuntimeError as error:
