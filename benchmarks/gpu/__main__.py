@@ -109,7 +109,9 @@ def scripts(day: Day) -> None:
     steps = ("--max-steps", "2" if day.config.tiny else "12")
     small = ("--rollouts-per-step", "4", "--eval-samples", "8") if day.config.tiny else ()
     flags = (*day.device, *steps, *small, "--checkpoint-interval", "0")
-    runs = {name: (name, python, flags) for name, python in SCRIPTS.items()}
+    runs: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
+        name: (name, python, flags) for name, python in SCRIPTS.items()
+    }
     runs["float32"] = ("experiment_base", PYTHON, (*flags, "--dtype", "float32"))
     with ThreadPoolExecutor(1 if day.config.tiny else len(runs)) as pool:
         futures = [

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -258,7 +258,7 @@ def decoding(parts: Parts) -> None:
     half = copy.deepcopy(parts.model).bfloat16().eval()
 
     def generate_all() -> None:
-        half.generate(
+        cast(Any, half).generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
             do_sample=True,
@@ -296,8 +296,10 @@ def product_rate(parts: Parts) -> float:
     """Operations per second of a large product in bfloat16."""
     size = 8192 if parts.device.type == "cuda" else 512
     one = torch.rand(size, size, device=parts.device, dtype=torch.bfloat16)
-    one @ one
-    return 2 * size**3 / min(parts.milliseconds(lambda: one @ one) for _ in range(5)) * 1000
+    torch.mm(one, one)
+    return (
+        2 * size**3 / min(parts.milliseconds(lambda: torch.mm(one, one)) for _ in range(5)) * 1000
+    )
 
 
 def rates(parts: Parts) -> None:

@@ -93,8 +93,9 @@ class TokenLogProbs(nn.Module):
         contexts = torch.from_numpy(tree.places).to(token_ids.device)[row, position - 1]
         targets = token_ids[row, time]
         with self._arithmetic():
+            blanks = self.most_passes(len(tree.passes)) - len(tree.passes)
             states = tree_states(self.model, tree, self._read)
-            for _ in range(self.most_passes(len(tree.passes)) - len(tree.passes)):
+            for _ in range(blanks):
                 blank = torch.zeros(1, 1, dtype=torch.long, device=states.device)
                 blank_states = self._read(input_ids=blank, use_cache=False).flatten(0, 1)
                 states = torch.cat([states, blank_states])

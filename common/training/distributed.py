@@ -160,10 +160,12 @@ def prepared(
     accelerator: Accelerator, learner: Learner
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """The policy and its optimizer as Accelerate wraps them: in DDP, unless a policy that is spread
-    over the ranks reduces its gradients by itself."""
+    over the ranks reduces its gradients by itself. What the optimizer remembers stays in its place.
+    """
     if learner.ranks.in_step:
-        return learner.policy, accelerator.prepare_optimizer(learner.optimizer)
-    return accelerator.prepare(learner.policy, learner.optimizer)
+        optimizer = accelerator.prepare_optimizer(learner.optimizer, device_placement=False)
+        return learner.policy, optimizer
+    return accelerator.prepare(learner.policy, learner.optimizer, device_placement=[None, False])
 
 
 def ddp_metrics(accelerator: Accelerator) -> dict[str, float]:

@@ -292,6 +292,15 @@ class OffloadedAdamW(torch.optim.AdamW):
                 self._move_averages(weight, torch.device("cpu"))
             group["params"] = weights
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "state": {}})
+        weights = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        for number, state in state_dict["state"].items():
+            device = weights[number].device
+            self.state[weights[number]] = {
+                name: value.to("cpu" if value.ndim else device) for name, value in state.items()
+            }
+
     def _move_averages(self, weight: torch.nn.Parameter, device: torch.device) -> None:
         state = self.state[weight]
         for name, value in state.items():

@@ -360,20 +360,26 @@ def _place(
     """The config with the precision of its processes, the ranks among them, and their device."""
     if accelerator is None and not was_launched() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         if config.shard:
-            raise UserError(
-                "--shard: a run of one process has none to share its weights with; use: "
-                "accelerate launch --multi_gpu --num_processes 2 train.py --shard"
-            )
+            raise _alone_with_shard()
         return config, ALONE, resolve_device(config.device)
     from common.training.distributed import AcceleratedRanks, make_accelerator
 
     if accelerator is None:
         accelerator, config = make_accelerator(config)
     if config.shard:
+        if accelerator.num_processes == 1:
+            raise _alone_with_shard()
         from common.training.sharding import ShardedRanks
 
         return config, ShardedRanks(accelerator), accelerator.device
     return config, AcceleratedRanks(accelerator), accelerator.device
+
+
+def _alone_with_shard() -> UserError:
+    return UserError(
+        "--shard: a run of one process has none to share its weights with; use: "
+        "accelerate launch --multi_gpu --num_processes 2 train.py --shard"
+    )
 
 
 def _choose_run_together(config: TrainConfig, console: Console, ranks: Ranks) -> Run:

@@ -7,8 +7,9 @@ that layer. So all ranks go through the layers in step.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from common.errors import UserError
 from common.flags.train_config import TrainConfig
 from common.models.load import hold_linear_maps_in_bfloat16
-from common.models.log_probs import TokenLogProbs
+from common.models.log_probs import TokenLogProbs, chunk_elements_on, reference_log_probs
+from common.models.vocabulary import num_tokens
+from common.replay_buffer import (
+    LogProbModel,
+    MicroBatchLimits,
+    blank_experience,
+    score_tokens,
+)
 from common.run.checkpoint import PARTS, Checkpoint
 from common.training.distributed import AcceleratedRanks
+from common.training.learner import OffloadedAdamW
 from common.training.policy_and_reference import Models, load_models
 from common.training.ranks import Ranks, Result
 
@@ -101,17 +110,27 @@ class ShardedModels(Models):
         """As `Models.to_be_saved`. What a rank's optimizer remembers is a file of its own."""
 
         def write() -> None:
-            try:
-                parts.mkdir(parents=True, exist_ok=True)
-                if self.mesh.is_first_copy:
+            if self.mesh.is_first_copy:
+                try:
+                    parts.mkdir(parents=True, exist_ok=True)
                     part = optimizer_part(optimizer, self.policy)
                     torch.save(part, parts / _file(self.mesh.place))
-            except (OSError, RuntimeError) as error:
+                except (OSError, RuntimeError) as error:
+                    shutil.rmtree(parts, ignore_errors=True)
+                    raise UserError(
+                        f"{parts}: cannot write a part of the checkpoint ({error}); make room, "
+                        "then continue with --resume"
+                    ) from None
+
+        def check() -> None:
+            if len(_files(parts)) != self.mesh.size:
                 raise UserError(
-                    f"{parts}: cannot write a part of the checkpoint ({error})"
-                ) from None
+                    f"{parts}: {len(_files(parts))} of {self.mesh.size} parts of the checkpoint "
+                    "are here; let --log-dir be a directory that all machines see"
+                )
 
         self.ranks.each(write)
+        self.ranks.first(check)
         return self._whole_weights(), {}
 
     @torch.no_grad()
@@ -133,28 +152,35 @@ class ShardedModels(Models):
 
     def restore_optimizer(self, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
         """As `Models.restore_optimizer`, from the parts of as many ranks as there were."""
-        directory = checkpoint.path / PARTS
         parts = [
-            torch.load(directory / _file(rank), weights_only=True, mmap=True)
-            for rank in range(len(list(directory.iterdir())))
+            torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            for file in _files(checkpoint.path / PARTS)
         ]
+        is_offloaded = isinstance(optimizer, OffloadedAdamW)
         for name, parameter in _parameters(self.policy):
             here = self.mesh.rows(len(parameter))
             for key, value in parts[0].get(name, {}).items():
                 if value.ndim:
-                    whole = torch.cat([part[name][key] for part in parts])
-                    value = _as_part(whole[here].clone(), parameter)
+                    local = torch.cat([part[name][key] for part in parts])[here].clone()
+                    value = _as_part(local.to(parameter.device), parameter)
+                    value = value.to("cpu") if is_offloaded else value
+                else:
+                    value = value.to(parameter.device)
                 optimizer.state[parameter][key] = value
 
 
-def _file(rank: int) -> str:
-    return f"optimizer_{rank:05d}.pt"
+def _file(place: int) -> str:
+    return f"optimizer_{place:05d}.pt"
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("optimizer_*.pt"))
 
 
 def _as_part(local: Tensor, like: DTensor) -> DTensor:
     """A rank's part of what is as large as a weight."""
     return DTensor.from_local(
-        local.to(like.device),
+        local,
         like.device_mesh,
         like.placements,
         shape=like.shape,
@@ -189,25 +215,39 @@ def load_sharded_models(
     tokenizer: transformers.PreTrainedTokenizerBase,
     ranks: ShardedRanks,
 ) -> ShardedModels:
-    """As `load_models`. One rank after another loads a whole model, and keeps a part of it."""
-    mesh = Mesh(device, ranks, config.shard_within)
+    """As `load_models`, on the CPU, where one rank after another loads a whole model and keeps a
+    part of it on its device.
 
-    def load_part() -> Models:
-        models = load_models(config, device, weights, tokenizer, with_reference=config.watches_kl)
-        for part in (models.policy, models.reference):
-            if isinstance(part, TokenLogProbs):
-                shard(part, mesh, ranks)
-        return models
+    Raises `UserError` for a model that has no layers to be spread one by one.
+    """
+    mesh = Mesh(device, ranks, config.shard_within)
+    use_bfloat16 = config.model_options(device).use_bfloat16
+    config = replace(config, dtype="bfloat16" if use_bfloat16 else "float32")
+    cpu = torch.device("cpu")
+    options = replace(config.model_options(cpu), num_tokens=num_tokens(tokenizer))
+
+    def load_whole() -> TokenLogProbs:
+        return load_models(config, cpu, weights, tokenizer, with_reference=False).policy
+
+    def load_policy_part() -> TokenLogProbs:
+        return shard(load_whole(), mesh, ranks)
+
+    def load_reference_part() -> LogProbModel:
+        reference = reference_log_probs(options, policy)
+        return shard(reference, mesh, ranks) if isinstance(reference, TokenLogProbs) else reference
 
     def load_sampler() -> TokenLogProbs:
-        sampler = load_models(config, device, weights, tokenizer, with_reference=False).policy
-        if sampler.use_bfloat16 and not config.lora_rank:
+        sampler = load_whole()
+        if use_bfloat16 and not config.lora_rank:
             hold_linear_maps_in_bfloat16(sampler.model)
-        return sampler.requires_grad_(False)
+        sampler.chunk_elements = chunk_elements_on(device)
+        return sampler.requires_grad_(False).to(device)
 
-    models = in_turns(ranks, load_part)
-    sampler = in_turns(ranks, load_sampler)
-    return ShardedModels(models.policy, models.reference, sampler, ranks, mesh)
+    policy = in_turns(ranks, load_policy_part)
+    reference = in_turns(ranks, load_reference_part) if config.watches_kl else None
+    # The first pass is what it goes by in which weights are trained: adapters must be on in it.
+    score_tokens(policy, [blank_experience()], MicroBatchLimits(tokens=2))
+    return ShardedModels(policy, reference, in_turns(ranks, load_sampler), ranks, mesh)
 
 
 def in_turns(ranks: Ranks, work: Callable[[], Result]) -> Result:
@@ -223,22 +263,36 @@ def in_turns(ranks: Ranks, work: Callable[[], Result]) -> Result:
     return done[0]
 
 
-def shard(policy: TokenLogProbs, mesh: Mesh, ranks: ShardedRanks) -> None:
-    """Keep this rank's part of every weight.
+def shard(policy: TokenLogProbs, mesh: Mesh, ranks: ShardedRanks) -> TokenLogProbs:
+    """Keep this rank's part of every weight, on its device.
 
     Embedding and projection, which may be one, belong to the policy itself, as it also projects
-    hidden states onto the vocabulary.
+    hidden states onto the vocabulary. Weights travel as they are kept, and autocast rounds them
+    where they are used, as in one process.
     """
-    precision = MixedPrecisionPolicy()
-    if policy.use_bfloat16:
-        precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in layers_of(policy.model):
-        fully_shard(layer, mesh=mesh.devices, mp_policy=precision)
-    fully_shard(policy, mesh=mesh.devices, mp_policy=precision, reshard_after_forward=True)
+        fully_shard(layer, mesh=mesh.devices)
+    whole = fully_shard(policy, mesh=mesh.devices, reshard_after_forward=True)
+    if hasattr(whole, "set_reduce_scatter_unused_params"):
+        # Of experts that a rank's tokens did not reach it has no gradient.
+        whole.set_reduce_scatter_unused_params(True)
     policy.most_passes = ranks.most
+    policy.chunk_elements = chunk_elements_on(ranks.device)
+    return policy
 
 
 def layers_of(model: transformers.PreTrainedModel) -> Iterator[nn.Module]:
-    """What transformers never splits among devices: the blocks that a model repeats."""
+    """What transformers never splits among devices: the blocks that a model repeats.
+
+    Raises `UserError` for a model that names none.
+    """
     kinds = set(model._no_split_modules or ())
-    return (module for module in model.modules() if type(module).__name__ in kinds)
+    found = [name for name, module in model.named_modules() if type(module).__name__ in kinds]
+    if not found:
+        raise UserError(
+            f"--shard: {type(model).__name__} does not say which of its layers to spread (its "
+            "_no_split_modules); leave it out"
+        )
+    for name in found:
+        if not any(name.startswith(f"{other}.") for other in found):
+            yield model.get_submodule(name)
