@@ -46,7 +46,7 @@ class ArtifactSources:
     checkpoints: str
     """Directory of the run's checkpoints, `step_<n>` each."""
     left_out: Sequence[str]
-    """Files of a checkpoint that only resuming needs."""
+    """Files and directories of a checkpoint that only resuming needs."""
 
 
 class Artifacts:
@@ -118,8 +118,9 @@ class Artifacts:
         try:
             with _said_every_second(self._busy):
                 for file in sorted(path.rglob("*")):
-                    target = held / file.relative_to(path)
-                    if file.is_file() and file.name not in self._sources.left_out:
+                    name = file.relative_to(path)
+                    target = held / name
+                    if file.is_file() and name.parts[0] not in self._sources.left_out:
                         target.parent.mkdir(parents=True, exist_ok=True)
                         _link_or_copy(file, target)
             if not held.exists():

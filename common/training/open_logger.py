@@ -18,7 +18,7 @@ from common.logger.recorder import Recorder
 from common.logger.sinks import ConsoleSink, JsonlSink, Sink
 from common.packages import require
 from common.printable import all_storable
-from common.run.checkpoint import MANIFEST, STATE
+from common.run.checkpoint import MANIFEST, PARTS, STATE
 from common.run.directory import Run, RunDirectory
 from common.run.files import read_rows
 
@@ -102,7 +102,7 @@ def _artifact_sources(config: TrainConfig, directory: RunDirectory) -> dict[str,
     return {
         "data_file": str(config.tasks_file),
         "checkpoints": str(directory.checkpoints),
-        "left_out": [MANIFEST, STATE],
+        "left_out": [MANIFEST, STATE, PARTS],
     }
 
 
