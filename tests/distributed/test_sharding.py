@@ -135,7 +135,8 @@ def test_a_rank_holds_its_part_of_all_that_a_learner_keeps(launched, ranks):
 def test_one_process_and_several_have_the_same_rows(launched, tmp_path, name):
     with pytest.MonkeyPatch.context() as patch:
         use_float64(patch)
-        train_here(*flags_of("one", 3), *QUIET, log_dir=tmp_path)
+        interval = ("--checkpoint-interval", "2")
+        train_here(*flags_of("one", 3), *QUIET, *interval, log_dir=tmp_path)
     one = tmp_path / EXPERIMENT / "one"
     assert_same_but_for_rounding(launched.directory(name), one)
 

@@ -275,7 +275,8 @@ def bytes_kept(mesh: Mesh, ranks: ShardedRanks) -> dict[str, torch.Tensor]:
             *(value for state in optimizer.state.values() for value in state.values()),
         ]
         local = [t.to_local() if isinstance(t, DTensor) else t for t in kept if t is not None]
-        found[name] = torch.tensor(sum(t.untyped_storage().nbytes() for t in local))
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}
+        found[name] = torch.tensor(sum(storages.values()))
     return found
 
 
