@@ -181,10 +181,23 @@ TALKING = "experiment_multiturn_tool_calling"
 TALK = (*SMALL_TALK, "--no-tensorboard", "--max-steps", "3", "--policy-lag", "1")
 
 
+# With a thread that takes its time to end.
 AT_THE_END = """
 import atexit
 import threading
+import time
 
+from common.training.sampling_ahead import SamplingAhead
+
+listen = SamplingAhead._listen
+
+
+def listen_on(self):
+    listen(self)
+    time.sleep(2)
+
+
+SamplingAhead._listen = listen_on
 atexit.register(lambda: print("left:", [thread.name for thread in threading.enumerate()]))
 """
 
