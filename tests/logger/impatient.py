@@ -1,6 +1,7 @@
 """W&B that waits a second where a run waits ten: named in place of the sink by `log_rows`.
 
-The mirror is another process, which imports this.
+At the start it waits four, as a good server must be found in that time on a busy machine, too. The
+mirror is another process, which imports this.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from common.logger.wandb_sink import WandbSink
 
 
 def open_wandb(run: ShownRun, **given: Any) -> WandbSink:
-    wandb_sink.INIT_TIMEOUT_SECONDS = wandb_sink.FINISH_TIMEOUT_SECONDS = 1
+    wandb_sink.INIT_TIMEOUT_SECONDS = 4
+    wandb_sink.FINISH_TIMEOUT_SECONDS = 1
     wandb_artifacts.STILL_SECONDS = wandb_artifacts.ANSWER_SECONDS = 1
     return wandb_sink.open_wandb(run, **given)

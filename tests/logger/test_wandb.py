@@ -64,6 +64,7 @@ class LoggingRun:
     output: str = ""
     errors: str = ""
     seconds: float = 0.0
+    seconds_to_finish: float = 0.0
 
     def reach_half_way(self) -> None:
         """Half of the rows are logged, and W&B is there to take them."""
@@ -74,7 +75,10 @@ class LoggingRun:
                 return
 
     def finish(self) -> None:
-        """`seconds` are those from before its logger is opened until its process has ended."""
+        """`seconds` are those from before its logger is opened until its process has ended,
+        `seconds_to_finish` those from now on.
+        """
+        called = time.time()
         output, self.errors = self.process.communicate("\n", timeout=120)
         ended = time.time()
         self.output += output
@@ -82,6 +86,7 @@ class LoggingRun:
         started = re.search(rf"^{STARTED} (.*)$", self.output, re.M)
         assert started
         self.seconds = ended - float(started[1])
+        self.seconds_to_finish = ended - called
 
     @property
     def rows(self) -> list[dict[str, Any]]:
