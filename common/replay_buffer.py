@@ -21,7 +21,8 @@ from common.algo.tokens import TokenBatch
 from common.models.device import moved
 from common.models.kept_sets import KeptSets
 from common.models.log_probs import AdaptersOff, TokenLogProbs
-from common.rollout.trajectory import Group, Trajectory
+from common.rollout.outline import Outline
+from common.rollout.trajectory import Group, Rollout, Trajectory
 
 LogProbModel = TokenLogProbs | AdaptersOff
 Waiting = TypeVar("Waiting")
@@ -53,6 +54,9 @@ class Experience:
     entropy: Float[Tensor, " time"] | None = None
     advantages: Float[Tensor, " time"] | None = None
     """Of each token, in float64: the sequence's on all of them, or one each where it is sampled."""
+    holder: int | None = None
+    """The rank that has tokens and log-probs; None where all have them. Elsewhere they are tensors
+    without data, which nothing can be computed from, and None where the holder has none either."""
 
     @classmethod
     def from_trajectory(cls, task_id: int, trajectory: Trajectory) -> Experience:
@@ -67,6 +71,27 @@ class Experience:
             kept=trajectory.kept,
         )
 
+    @classmethod
+    def from_outline(cls, task_id: int, trajectory: Trajectory) -> Experience:
+        """One that another rank has."""
+        nothing = elsewhere(len(trajectory))
+        return cls(
+            task_id,
+            nothing.long(),
+            torch.tensor(trajectory.sampled_mask),
+            torch.tensor(trajectory.turns),
+            log_probs_sampler=nothing,
+            log_probs_old=nothing,
+        )
+
+    def forget(self) -> None:
+        """Let go of what another rank has now."""
+        nothing = elsewhere(len(self))
+        self.token_ids, self.log_probs_sampler, self.kept = nothing.long(), nothing, None
+        for name in ("log_probs_old", "log_probs_ref", "entropy"):
+            if getattr(self, name) is not None:
+                setattr(self, name, nothing)
+
     @property
     def mismatch(self) -> Float[Tensor, " tokens"] | None:
         """How far sampler and learner differ about each sampled token, in nats, if it is known."""
@@ -77,6 +102,11 @@ class Experience:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+
+def elsewhere(count: int) -> Tensor:
+    """So many numbers that another rank has."""
+    return torch.empty(count, device="meta")
 
 
 def blank_experience() -> Experience:
@@ -102,8 +132,9 @@ def experiences_from(groups: Sequence[Group], *, mask_truncated: bool = False) -
     """
     experiences = [
         replace(
-            Experience.from_trajectory(group.task.task_id, rollout.trajectory),
+            _experience_from(group.task.task_id, rollout),
             log_probs_ref=rollout.log_probs_ref,
+            holder=group.holder,
         )
         for group in groups
         for rollout in group.rollouts
@@ -115,6 +146,12 @@ def experiences_from(groups: Sequence[Group], *, mask_truncated: bool = False) -
         replace(experience, sampled=torch.zeros_like(experience.sampled)) if cut else experience
         for experience, cut in zip(experiences, truncated, strict=True)
     ]
+
+
+def _experience_from(task_id: int, rollout: Rollout) -> Experience:
+    if isinstance(rollout, Outline):
+        return Experience.from_outline(task_id, rollout.trajectory)
+    return Experience.from_trajectory(task_id, rollout.trajectory)
 
 
 def side_by_side(groups: Sequence[Group], experiences: Sequence[Experience]) -> ComparedBatch:
@@ -258,7 +295,7 @@ def _padded(rows: Sequence[Tensor]) -> Tensor:
 
 
 def _padded_if_known(rows: Sequence[Tensor | None]) -> Tensor | None:
-    known = [row for row in rows if row is not None]
+    known = [row for row in rows if row is not None and not row.is_meta]
     return _padded(known) if len(known) == len(rows) else None
 
 

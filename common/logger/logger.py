@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from common.logger.health import Health
-from common.logger.media import Media
+from common.logger.media import Histogram, Media
 from common.logger.recorder import Recorder
 from common.logger.rollout_media import as_text, generations, histograms, reward_breakdown
 from common.logger.sinks import BATCH_AXIS, STEP_AXIS, Sink
@@ -33,6 +34,9 @@ class Intervals:
     histograms: int
     figures: int
 
+
+# Groups of which a batch logs whole conversations.
+MOST_SHOWN = 4
 
 NEVER = Intervals(completions=0, histograms=0, figures=0)
 
@@ -60,7 +64,7 @@ class Logger:
         self._sinks = sinks
         self._console = console
         self._samples_file = samples_file
-        self._intervals = intervals
+        self.intervals = intervals
         self._health = health or Health()
         self._recorder = recorder
         self._reported: set[str] = set()
@@ -108,12 +112,20 @@ class Logger:
             for name, value in media.items():
                 sink.log_media(name, value, batch_step)
 
+    def shown(self, batch_step: int, groups: Sequence[Group]) -> list[Group]:
+        """Those of which whole conversations are due, a few of those that are learned from."""
+        intervals = self.intervals.completions, self.intervals.figures
+        if not any(is_due(interval, batch_step) for interval in intervals):
+            return []
+        return [group for group in groups if group.rollouts and group.advantages][:MOST_SHOWN]
+
     def log_rollouts(
-        self, batch_step: int, groups: Sequence[Group], experiences: Sequence[Experience]
+        self, batch_step: int, groups: Sequence[Group], mismatch: Histogram | None = None
     ) -> None:
         """Log what is due of a batch: completions, distributions, what went wrong.
 
-        It is the last that is logged of a batch: the rules of `health` look at its numbers.
+        `mismatch` is that of sampler and learner, where histograms are due. It is the last that is
+        logged of a batch: the rules of `health` look at its numbers.
         """
         self.log_errored(batch_step, groups)
         for alarm in self._health.end_batch():
@@ -122,28 +134,32 @@ class Logger:
         kept = [group for group in groups if group.rollouts]
         if not self._sinks or not kept:
             return
-        if is_due(self._intervals.completions, batch_step):
-            learned = [group for group in kept if group.advantages][:4]
-            self.log_samples(batch_step, learned, "train")
-            table = generations(batch_step, learned)
-            example = {"examples/completion": as_text(learned[0]), "generations": table}
+        shown = self.shown(batch_step, groups)
+        if shown and is_due(self.intervals.completions, batch_step):
+            self.log_samples(batch_step, shown, "train")
+            table = generations(batch_step, shown)
+            example = {"examples/completion": as_text(shown[0]), "generations": table}
             self.log_media(batch_step, example)
-        if is_due(self._intervals.histograms, batch_step):
-            self.log_media(batch_step, histograms(kept, experiences))
+        if is_due(self.intervals.histograms, batch_step):
+            self.log_media(batch_step, histograms(kept))
+            if mismatch is not None:
+                self.log_media(batch_step, {"rollouts/logprob_mismatch_hist": mismatch})
             self.log_media(batch_step, {"rewards/breakdown": reward_breakdown(kept)})
 
         def take(recorder: Recorder) -> None:
             recorder.task_rewards(batch_step, kept)
-            if is_due(self._intervals.figures, batch_step):
-                one = experiences[0]
-                first_sampled = int(one.sampled.long().argmax())
-                recorder.attention(batch_step, one.token_ids.tolist(), first_sampled)
+            if shown and is_due(self.intervals.figures, batch_step):
+                one = shown[0].rollouts[0].trajectory
+                first_sampled = int(np.argmax(one.sampled_mask))
+                recorder.attention(batch_step, one.token_ids, first_sampled)
                 recorder.embeddings(batch_step)
 
         self._record(take)
 
     def log_samples(self, batch_step: int, groups: Sequence[Group], split: str) -> None:
         """Append the groups, whole, to `samples.jsonl`."""
+        if not self._sinks:
+            return
         rows = [row for group in groups for row in sample_rows(batch_step, group, split)]
         self._append_samples(rows)
 
@@ -152,6 +168,8 @@ class Logger:
 
         What only a reward of weight 0 failed on is said as well, and is no errored sample.
         """
+        if not self._sinks:
+            return
         broken = [replace(group, rollouts=group.errored, advantages=[]) for group in groups]
         self._append_samples(
             [r for group in broken for r in sample_rows(batch_step, group, "errored")]

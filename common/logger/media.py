@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,31 @@ class Histogram:
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> Histogram:
         """Equal bins from the smallest value to the largest; one bin if there is one value."""
-        numbers = np.asarray(values, dtype=np.float64)
-        numbers = numbers[np.isfinite(numbers)]
-        distinct = len(np.unique(numbers))
-        counts, edges = np.histogram(numbers, bins=BINS if distinct > 1 else 1)
+        numbers = finite(values)
+        return cls.between(extremes(numbers), numbers)
+
+    @classmethod
+    def between(cls, ends: tuple[float, float] | None, values: np.ndarray) -> Histogram:
+        """Of finite values between two ends, or of none."""
+        if ends is None:
+            return cls([0.0, 1.0], [0])
+        counts, edges = np.histogram(values, bins=BINS if ends[0] < ends[1] else 1, range=ends)
         return cls(edges.tolist(), counts.tolist())
+
+    def plus(self, other: Histogram) -> Histogram:
+        """Of the values of both, which have the same ends."""
+        return replace(self, counts=np.add(self.counts, other.counts).tolist())
+
+
+def finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Those that are numbers one can count."""
+    numbers = np.asarray(values, dtype=np.float64)
+    return numbers[np.isfinite(numbers)]
+
+
+def extremes(values: np.ndarray) -> tuple[float, float] | None:
+    """The smallest and the largest; None of no values."""
+    return (float(values.min()), float(values.max())) if len(values) else None
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
-from common.algo.kl import MAX_K3, no_penalty
-from common.algo.objective import Objective
+from common.logger.experience_sums import ExperienceSums
 from common.logger.media import Table
 from common.models.token_tree import TokenCounts
-from common.replay_buffer import Experience, ExperienceBatch, totals_of
-from common.rewards.answers import is_tagged
+from common.replay_buffer import ExperienceBatch
 from common.rollout.trajectory import Group, Rollout
 
 Metrics = dict[str, float]
@@ -58,9 +56,8 @@ def scores_by_name(rollouts: Iterable[Rollout]) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in scores.items()}
 
 
-def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) -> Metrics:
-    """`rollouts/*` of one batch, from all groups that were drawn and from the experiences that are
-    learned from, with their log-probs."""
+def rollout_metrics(groups: Sequence[Group]) -> Metrics:
+    """`rollouts/*` of one batch, from all groups that were drawn."""
     errored = [rollout for group in groups for rollout in group.errored]
     kept = [group for group in groups if group.rollouts]
     dropped, groups = len(groups) - len(kept), kept
@@ -100,13 +97,12 @@ def rollout_metrics(groups: Sequence[Group], experiences: Sequence[Experience]) 
         metrics["completion_tokens_correct_mean"] = lengths[correct].mean()
     if not correct.all():
         metrics["completion_tokens_incorrect_mean"] = lengths[~correct].mean()
-    metrics |= _log_prob_metrics(experiences)
     return {f"rollouts/{name}": float(value) for name, value in metrics.items()}
 
 
 def kept_metrics(groups: Sequence[Group]) -> Metrics:
     """`kept/*` of the groups that are learned from, where more were drawn."""
-    metrics = rollout_metrics(groups, [])
+    metrics = rollout_metrics(groups)
     correct = [rollout.correct for group in groups for rollout in group.rollouts]
     return {
         **{f"kept/{name}": metrics[f"rollouts/{name}"] for name in _OF_KEPT},
@@ -118,106 +114,6 @@ _OF_KEPT = (
     *("total_rollouts", "returns_mean", "returns_std", "completion_tokens_mean"),
     *("truncated_fraction", "solved_some", "zero_variance_fraction"),
 )
-
-
-def _log_prob_metrics(experiences: Sequence[Experience]) -> Metrics:
-    """Over the sampled tokens of a batch, as far as they are known, before it is learned from."""
-    compared = [one for one in experiences if one.log_probs_ref is not None]
-    old = _sampled_tokens(compared, "log_probs_old")
-    ref = _sampled_tokens(compared, "log_probs_ref")
-    entropy = _sampled_tokens(experiences, "entropy")
-    metrics: Metrics = {}
-    if len(mismatch := mismatches(experiences)):
-        metrics |= {
-            "logprob_mismatch_mean": mismatch.mean(),
-            "logprob_mismatch_max": mismatch.max(),
-        }
-    if len(entropy):
-        metrics["entropy_mean"] = entropy.mean()
-    if len(old) == len(ref) > 0:
-        kl = np.expm1(ref - old) - (ref - old)
-        metrics |= {
-            "kl_mean": kl.mean(),
-            "kl_std": kl.std(),
-            "kl_max": kl.max(),
-            "kl_bounded_fraction": (kl > MAX_K3).mean(),
-        }
-    return metrics
-
-
-def mismatches(experiences: Sequence[Experience]) -> np.ndarray:
-    """Of sampler and learner at all sampled tokens; empty unless the learner has scored them."""
-    known = [one.mismatch for one in experiences if one.mismatch is not None]
-    return torch.cat(known).numpy() if known else np.empty(0)
-
-
-def _sampled_tokens(experiences: Sequence[Experience], name: str) -> np.ndarray:
-    """All values of that name in a row, float64, of the experiences that have them."""
-    rows = [
-        values[experience.sampled]
-        for experience in experiences
-        if (values := getattr(experience, name)) is not None
-    ]
-    return torch.cat(rows).double().numpy() if rows else np.empty(0)
-
-
-def kl_gradient_share(
-    experiences: Sequence[Experience], kl_weight: float, objective: Objective
-) -> Metrics:
-    """How much of the gradient is the KL penalty's, at the first update from a batch.
-
-    Of the squared slopes of the loss along the log-probs of all sampled tokens. At a ratio of 1
-    those of the policy's loss are the advantages, as the objective aggregates them. Absent without
-    a penalty in the loss.
-    """
-    if not kl_weight or not experiences or objective.kl_penalty is no_penalty:
-        return {}
-    batch = ExperienceBatch.collate(experiences, torch.device("cpu"))
-    if batch.log_probs_old is None or batch.log_probs_ref is None or batch.advantages is None:
-        return {}
-    log_probs = batch.log_probs_old.double().requires_grad_()
-    tokens = batch.tokens(log_probs, totals_of(experiences))
-
-    def squared_slopes(per_token: Tensor) -> float:
-        loss = objective.aggregate(per_token, tokens.mask, tokens.totals)
-        (slopes,) = torch.autograd.grad(loss, log_probs)
-        return float(slopes.square().sum())
-
-    of_penalty = squared_slopes(kl_weight * objective.kl_penalty(tokens))
-    of_policy = squared_slopes(tokens.advantages * log_probs)
-    both = of_penalty + of_policy
-    return {"rollouts/kl_gradient_share": of_penalty / both} if both else {}
-
-
-def preference_metrics(experiences: Iterable[Experience]) -> Metrics:
-    """How far the policy has moved from its reference on good and on bad completions.
-
-    `chosen` and `rejected` are the mean of log(policy / reference), summed over a completion, over
-    completions with positive and with negative advantage. One of which no token is learned from is
-    neither.
-    """
-    chosen: list[float] = []
-    rejected: list[float] = []
-    for experience in experiences:
-        old, ref = experience.log_probs_old, experience.log_probs_ref
-        if old is None or ref is None or experience.advantages is None:
-            continue
-        if not experience.sampled.any():
-            continue
-        shift = float((old - ref).double().sum())
-        advantage = float(experience.advantages.mean())
-        if advantage > 0:
-            chosen.append(shift)
-        elif advantage < 0:
-            rejected.append(shift)
-    if not chosen or not rejected:
-        return {}
-    chosen_mean, rejected_mean = statistics.fmean(chosen), statistics.fmean(rejected)
-    return {
-        "rewards/chosen": chosen_mean,
-        "rewards/rejected": rejected_mean,
-        "rewards/margins": chosen_mean - rejected_mean,
-    }
 
 
 @dataclass
@@ -541,7 +437,7 @@ def evaluation_metrics(groups: Sequence[Group], *, tags: bool) -> Metrics:
         if not is_criterion(name)
     }
     if tags:
-        tagged = [rollout.correct for rollout in rollouts if is_tagged(rollout.completion)]
+        tagged = [rollout.correct for rollout in rollouts if rollout.is_tagged]
         metrics["eval/format_rate"] = len(tagged) / len(rollouts)
         if tagged:
             metrics["eval/accuracy_tagged"] = statistics.fmean(tagged)
@@ -559,21 +455,20 @@ def share_correct(groups: Iterable[Group]) -> float:
 
 def batch_metrics(
     groups: Sequence[Group],
-    experiences: Sequence[Experience],
+    sums: ExperienceSums,
+    replay_buffer_size: int,
     steps: Sequence[StepSums],
     seconds: Mapping[str, float],
-    kl_weight: float,
-    objective: Objective,
 ) -> Metrics:
     """What is plotted over rollout batches, but for what a run remembers: the batch and its cost.
 
-    `seconds` are those of the phases `rollout` and `train`, as far as there were any.
+    `sums` are those of what is learned from. `seconds` are those of the phases `rollout` and
+    `train`, as far as there were any.
     """
     metrics = {
-        **rollout_metrics(groups, experiences),
-        **kl_gradient_share(experiences, kl_weight, objective),
-        **preference_metrics(experiences),
-        **system_metrics(len(experiences)),
+        **rollout_metrics(groups),
+        **sums.metrics(),
+        **system_metrics(replay_buffer_size),
     }
     if "rollout" in seconds:
         rollouts = [r for group in groups for r in (*group.rollouts, *group.errored)]

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.logger.media import Bars, Histogram, Table
-from common.logger.metrics import is_criterion, mismatches, scores_by_name
-from common.replay_buffer import Experience
+from common.logger.metrics import is_criterion, scores_by_name
 from common.rewards.tags import ANSWER_TAG, extract_tag
 from common.rollout.trajectory import Group, Rollout
 
@@ -23,8 +22,8 @@ MOST_GENERATIONS = 12
 MOST_CHARACTERS = 4000
 
 
-def histograms(groups: Sequence[Group], experiences: Sequence[Experience]) -> dict[str, Histogram]:
-    """Of rewards by function, returns, advantages, lengths, and the sampler's mismatch."""
+def histograms(groups: Sequence[Group]) -> dict[str, Histogram]:
+    """Of rewards by function, returns, advantages and lengths."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     values = {
         f"rewards/{name}_hist": scores
@@ -35,8 +34,6 @@ def histograms(groups: Sequence[Group], experiences: Sequence[Experience]) -> di
     values["rollouts/advantages_hist"] = np.array([a for group in groups for a in group.advantages])
     lengths = [rollout.trajectory.num_sampled for rollout in rollouts]
     values["rollouts/completion_tokens_hist"] = np.array(lengths)
-    if len(mismatch := mismatches(experiences)):
-        values["rollouts/logprob_mismatch_hist"] = mismatch
     return {name: Histogram.of(numbers) for name, numbers in values.items()}
 
 

@@ -22,7 +22,7 @@ def conversation_metrics(groups: Sequence[Group]) -> Metrics:
     """
     rollouts = _all_rollouts(groups)
     calls = [call for rollout in rollouts for call in rollout.completion.calls]
-    turns = [_num_turns(rollout) for rollout in rollouts]
+    turns = [rollout.num_turns for rollout in rollouts]
     reasons = Counter(rollout.trajectory.stop_reason for rollout in rollouts)
     returns = np.array([reward for group in groups for reward in group.rewards])
     return {
@@ -50,7 +50,7 @@ def tool_evaluation_metrics(groups: Sequence[Group]) -> Metrics:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {
         "eval/tool_use_rate": _share_with_a_good_call(rollouts),
-        "eval/turns_mean": float(np.mean([_num_turns(rollout) for rollout in rollouts])),
+        "eval/turns_mean": float(np.mean([rollout.num_turns for rollout in rollouts])),
     }
 
 
@@ -78,10 +78,6 @@ def _call_metrics(calls: Sequence[CallRecord]) -> Metrics:
 def _share_with_a_good_call(rollouts: Sequence[Rollout]) -> float:
     used = [any(call.succeeded for call in rollout.completion.calls) for rollout in rollouts]
     return float(np.mean(used))
-
-
-def _num_turns(rollout: Rollout) -> int:
-    return sum(message.role == "assistant" for message in rollout.completion.messages)
 
 
 def _all_rollouts(groups: Sequence[Group]) -> list[Rollout]:

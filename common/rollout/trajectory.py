@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common.models.kept_sets import KeptSets
+from common.rewards.answers import is_tagged
 from common.rewards.outcome import Failure
 from common.rewards.transcript import Transcript
 from common.tasks.task import Task
@@ -46,6 +47,9 @@ class Trajectory:
 
     segments: tuple[Segment, ...]
     stop_reason: str
+
+    def __len__(self) -> int:
+        return sum(len(segment.token_ids) for segment in self.segments)
 
     @property
     def token_ids(self) -> list[int]:
@@ -131,6 +135,16 @@ class Rollout:
     log_probs_ref: Float[Tensor, " time"] | None = field(default=None, compare=False)
     """Of each token under the reference, if they came with it; 0 where it was not sampled."""
 
+    @property
+    def is_tagged(self) -> bool:
+        """Whether there is an answer in tags."""
+        return is_tagged(self.completion)
+
+    @property
+    def num_turns(self) -> int:
+        """Those of the policy."""
+        return sum(message.role == "assistant" for message in self.completion.messages)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -142,6 +156,8 @@ class Group:
     errored: Sequence[Rollout] = field(default=())
     """Conversations that a tool broke off, or that a reward could not score: counted, and neither
     compared nor learned from."""
+    holder: int = field(default=0, compare=False)
+    """The rank that has it whole. Others have an outline (`common.rollout.outline`)."""
 
     @property
     def rewards(self) -> list[float]:

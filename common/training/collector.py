@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NoReturn
 
 from common.algo.overlong import OVERLONG, soft_overlong_penalty
 from common.errors import UserError
@@ -16,6 +17,7 @@ from common.rollout.rollout import Conversation, rollout, single_turn
 from common.rollout.sampling import EVALUATION_STEP
 from common.rollout.trajectory import Group, Trajectory
 from common.tasks.task import Task
+from common.training.exchange import told
 from common.training.ranks import ALONE, Ranks
 from common.training.task_order import draws_of_step
 
@@ -36,9 +38,9 @@ class Collector:
     ) -> None:
         """Once `interrupted` says so, scoring stops by raising `Interrupted`.
 
-        Tasks are split among the `ranks`, and every rank gets the groups of all. `converse` holds
-        the conversations, in the manner of `single_turn`. `follow` lets the generator's model have
-        the weights of the policy.
+        Tasks are split among the `ranks`, each of which has its own groups and hears of all others.
+        `converse` holds the conversations, in the manner of `single_turn`. `follow` lets the
+        generator's model have the weights of the policy.
         """
         self._config = config
         self._generator = generator
@@ -87,7 +89,7 @@ class Collector:
             groups += rolled_out
             if sum(map(self._teaches, groups)) >= config.rollouts_per_step:
                 break
-        _check_scored(groups, f"step {step}")
+        self._check_scored(groups, f"step {step}")
         if not any(r.trajectory.num_sampled for group in groups for r in group.rollouts):
             raise UserError(
                 f"--max-length {config.max_length}: no token was sampled in step {step}, as what "
@@ -124,7 +126,7 @@ class Collector:
     def _penalty(self, trajectory: Trajectory) -> float:
         """By the limit that comes first: of completions, or --max-length less what was given."""
         config, sampled = self._config, trajectory.num_sampled
-        room = config.max_length - (len(trajectory.token_ids) - sampled)
+        room = config.max_length - (len(trajectory) - sampled)
         limit = min(config.max_completion_tokens, room)
         return soft_overlong_penalty(
             sampled, limit, config.overlong_buffer, cut=trajectory.truncated
@@ -139,7 +141,7 @@ class Collector:
         given = config.eval_temperature
         temperature = config.temperature if given is None else given
         groups = self._rollout(tasks, EVALUATION_STEP, config.eval_group_size, temperature)
-        _check_scored(groups, "an evaluation")
+        self._check_scored(groups, "an evaluation")
         return groups
 
     def _rollout(
@@ -161,27 +163,36 @@ class Collector:
             converse=converse,
             judge=partial(self._judge, meanwhile=self._stop_if_interrupted),
         )
-        return self._ranks.split(tasks, work)
+        groups = self._ranks.split(tasks, work, told)
+        return [
+            replace(group, task=task, holder=number % self._ranks.count)
+            for number, (task, group) in enumerate(zip(tasks, groups, strict=True))
+        ]
 
     def _stop_if_interrupted(self) -> None:
         if self._interrupted():
             raise Interrupted
 
+    def _check_scored(self, groups: Sequence[Group], where: str) -> None:
+        if any(group.rollouts for group in groups):
+            return
+
+        def refuse() -> NoReturn:
+            last = groups[0].errored[-1]
+            if last.failure:
+                raise UserError(
+                    f"{last.failure.source}: left no completion of {where} to compare, the last "
+                    f"time: {last.failure.what}; {last.failure.remedy}, then --resume"
+                )
+            call = last.completion.calls[-1]
+            raise UserError(
+                f"tool {call.tool}: broke off the conversations of {where}, the last with "
+                f"{call.reply!r}; mend it, then --resume"
+            )
+
+        # The first rank has the first group whole.
+        self._ranks.first(refuse)
+
 
 def _dropped(group: Group) -> Group:
     return replace(group, rollouts=[])
-
-
-def _check_scored(groups: Sequence[Group], where: str) -> None:
-    if not any(group.rollouts for group in groups):
-        last = groups[0].errored[-1]
-        if last.failure:
-            raise UserError(
-                f"{last.failure.source}: left no completion of {where} to compare, the last time: "
-                f"{last.failure.what}; {last.failure.remedy}, then --resume"
-            )
-        call = last.completion.calls[-1]
-        raise UserError(
-            f"tool {call.tool}: broke off the conversations of {where}, the last with "
-            f"{call.reply!r}; mend it, then --resume"
-        )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import compress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -108,27 +109,53 @@ class AcceleratedRanks(Ranks):
         self.index = accelerator.process_index
         self.count = accelerator.num_processes
         self.device = accelerator.device
+        self.received = 0
 
     def split(
-        self, items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]]
+        self,
+        items: Sequence[Item],
+        work: Callable[[list[Item]], Sequence[Result]],
+        told: Callable[[Result], Result] = lambda result: result,
     ) -> list[Result]:
         """As `Ranks.split`. Raises `Interrupted` or a `UserError` on all ranks if any does."""
+        own: Sequence[Result] = []
         done: Sequence[Result] | Interrupted | UserError
         try:
-            done = work(self.share(items))
+            own = work(self.share(items))
+            done = list(map(told, own))
         except (Interrupted, UserError) as ending:
             done = ending
         results: list[Result] = [None] * len(items)  # pyright: ignore[reportAssignmentType]
         for rank, part in enumerate(self.merge(done)):
             if isinstance(part, Interrupted | UserError):
                 raise part
-            results[rank :: self.count] = part
+            results[rank :: self.count] = own if rank == self.index else part
         return results
 
     def merge(self, value: Item) -> list[Item]:
-        from accelerate.utils import gather_object
+        told: list[bytes] = [b""] * self.count
+        dist.all_gather_object(told, pickle.dumps(value))
+        return self._read(told)
 
-        return gather_object([value])
+    def to_first(self, value: Item) -> list[Item]:
+        told: list[bytes] | None = [b""] * self.count if self.index == 0 else None
+        dist.gather_object(pickle.dumps(value), told)
+        return self._read(told or [])
+
+    def _read(self, told: Sequence[bytes]) -> list[Any]:
+        self.received += sum(len(one) for rank, one in enumerate(told) if rank != self.index)
+        return [pickle.loads(one) for one in told]
+
+    def trade(self, parcels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        sizes = torch.tensor([len(parcel) for parcel in parcels], device=self.device)
+        received = torch.empty_like(sizes)
+        dist.all_to_all_single(received, sizes)
+        counts = received.tolist()
+        found = torch.empty(sum(counts), dtype=torch.uint8, device=self.device)
+        sent = torch.cat(list(parcels)).to(self.device)
+        dist.all_to_all_single(found, sent, counts, sizes.tolist())
+        self.received += sum(counts) - counts[self.index]
+        return list(found.cpu().split(counts))
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         trainable = [parameter for parameter in parameters if parameter.requires_grad]

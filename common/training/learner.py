@@ -26,11 +26,13 @@ from common.replay_buffer import (
     ReplayBuffer,
     Scored,
     blank_experience,
+    elsewhere,
     even_parts,
     micro_batches,
     score_tokens,
     totals_of,
 )
+from common.training.exchange import hand_over
 from common.training.ranks import Ranks
 from common.training.seeding import stream
 
@@ -108,19 +110,24 @@ class Learner:
     def scored(
         self, model: LogProbModel, experiences: Sequence[Experience]
     ) -> Iterator[tuple[Experience, Scored]]:
-        """The experiences, in another order, with what a model says of their tokens; each rank
-        computes a share of it."""
-
-        parts = even_parts(experiences, self.ranks.count)
+        """The experiences, each with what a model says of its tokens. Each rank computes a share of
+        it, and has no data for the others."""
+        parts = self.handed_out(experiences)
+        own = list(chain.from_iterable(self.ranks.share(parts)))
         passes = 0
         if self.ranks.in_step:
             passes = max(len(micro_batches(part, self.limits)) for part in parts)
+        rows = score_tokens(model, own, self.limits, passes)
+        scored = dict(zip(map(id, own), rows, strict=True))
+        for one in experiences:
+            unknown = elsewhere(len(one))
+            yield one, scored.get(id(one), (unknown, unknown))
 
-        def score(parts: Sequence[Sequence[Experience]]) -> list[list[Scored]]:
-            return [score_tokens(model, part, self.limits, passes) for part in parts]
-
-        for part, rows in zip(parts, self.ranks.split(parts, score), strict=True):
-            yield from zip(part, rows, strict=True)
+    def handed_out(self, experiences: Sequence[Experience]) -> list[list[Experience]]:
+        """A part for each rank, which now has it whole."""
+        parts = even_parts(experiences, self.ranks.count)
+        hand_over(self.ranks, parts)
+        return parts
 
     def is_on_policy(self, experiences: Iterable[Experience]) -> bool:
         """Whether the policy is still the one that sampled."""
@@ -154,7 +161,7 @@ class OptimizerBatch:
         self._experiences = experiences
         self._sums = StepSums()
         self._counts_before = learner.policy.counts
-        parts = even_parts(learner.that_teach(experiences), learner.ranks.count)
+        parts = learner.handed_out(learner.that_teach(experiences))
         self._share = list(chain.from_iterable(learner.ranks.share(parts)))
         self._split = micro_batches(self._share, learner.limits)
         self._on_policy = learner.is_on_policy(experiences)
@@ -215,7 +222,7 @@ class OptimizerBatch:
         self._sums.counts = learner.policy.counts.plus(self._counts_before, times=-1)
         sums = StepSums.merged(learner.ranks.merge(self._sums.cpu()))
         if self._on_policy:
-            self._exchange_scores()
+            self._keep_scores()
         planned = learner.planned + len(learner.steps)
         rate = learning_rate(config, planned, learner.warmup_steps)
         logger.snapshot_gradients(learner.global_step)
@@ -229,19 +236,17 @@ class OptimizerBatch:
         if not learner.statistics.count_step(norm):
             logger.log_invalid_step(learner.global_step, self._experiences)
 
-    def _exchange_scores(self) -> None:
-        """Let all ranks have what the policy that sampled says, on the CPU."""
-
-        def on_cpu(row: Tensor | None) -> Tensor | None:
-            return None if row is None else row.to("cpu", copy=True)
-
-        places = {id(experience): place for place, experience in enumerate(self._experiences)}
-        own = [
-            (places[id(one)], on_cpu(one.log_probs_old), on_cpu(one.entropy)) for one in self._share
-        ]
-        for place, log_probs, entropy in chain.from_iterable(self._learner.ranks.merge(own)):
-            experience = self._experiences[place]
-            experience.log_probs_old, experience.entropy = log_probs, entropy
+    def _keep_scores(self) -> None:
+        """Have on the CPU what the policy that sampled says; of other shares it is known that they
+        have it."""
+        own = set(map(id, self._share))
+        for one in self._learner.that_teach(self._experiences):
+            for name in ("log_probs_old", "entropy"):
+                row = getattr(one, name)
+                if id(one) in own and row is not None:
+                    setattr(one, name, row.to("cpu", copy=True))
+                elif id(one) not in own and row is None:
+                    setattr(one, name, elsewhere(len(one)))
 
 
 def learning_rate(config: TrainConfig, step: int, warmup_steps: int) -> float:

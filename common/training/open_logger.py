@@ -64,8 +64,13 @@ def open_logger(
     model, for figures.
     """
     directory = run.directory
+    intervals = Intervals(
+        completions=config.log_completions_interval,
+        histograms=config.histogram_interval,
+        figures=config.figures_interval,
+    )
     if not run.writes:
-        return Logger([], console, directory.samples_file)
+        return Logger([], console, directory.samples_file, intervals)
     sinks: list[Sink] = [JsonlSink(directory.metrics_file)]
     if config.wandb and (switch := wandb_switched_off()):
         console.out(f"W&B is off: {switch}", highlight=False)
@@ -76,11 +81,6 @@ def open_logger(
         order = Order(str(directory.path), all_storable(dict(record)), shown, drawn)
         sinks.append(MirrorSink(MIRROR, order, partial(console.out, highlight=False)))
     sinks.append(ConsoleSink(config.max_steps, console))
-    intervals = Intervals(
-        completions=config.log_completions_interval,
-        histograms=config.histogram_interval,
-        figures=config.figures_interval,
-    )
     health = Health()
     health.replay(read_rows(directory.metrics_file))
     return Logger(sinks, console, directory.samples_file, intervals, health, recorder)

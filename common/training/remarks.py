@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from common.rewards.answers import is_tagged
 from common.rollout.trajectory import Group
 
 
@@ -24,15 +23,14 @@ def remarks(
             "open with; raise --max-length, or lower --max-tool-tokens, to which an environment's "
             "opening is cut"
         )
-    texts = [rollout.completion for rollout in rollouts]
-    if looking_for_tags and not any(map(is_tagged, texts)):
+    if looking_for_tags and not any(rollout.is_tagged for rollout in rollouts):
         yield (
-            f"0 of {len(texts)} completions have answer tags, and nothing else is seen by "
+            f"0 of {len(rollouts)} completions have answer tags, and nothing else is seen by "
             f"{', '.join(looking_for_tags)}; ask for <answer> </answer> with --system-prompt, or "
             "say with --reward what counts and with --correct what is right"
         )
-    if has_tools and not any(text.calls for text in texts):
+    if has_tools and not any(rollout.completion.calls for rollout in rollouts):
         yield (
-            f"no completion called a tool (0 of {len(texts)}); say how with --system-prompt, or "
+            f"no completion called a tool (0 of {len(rollouts)}); say how with --system-prompt, or "
             "choose the --tool-format that the model knows"
         )

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,9 @@ from common.algo.objective import Objective
 from common.errors import UserError
 from common.flags.objective_flag import load_objective
 from common.flags.train_config import TrainConfig
-from common.logger.logger import Logger
+from common.logger.experience_sums import ExperienceSums, mismatches
+from common.logger.logger import Logger, is_due
+from common.logger.media import finite
 from common.logger.metrics import (
     Metrics,
     RunStatistics,
@@ -34,7 +36,7 @@ from common.logger.recorder import Recorder
 from common.logger.timer import Timer
 from common.logger.tool_metrics import conversation_metrics, tool_evaluation_metrics
 from common.models.device import resolve_device
-from common.replay_buffer import Experience, LogProbModel, experiences_from
+from common.replay_buffer import Experience, LogProbModel, experiences_from, totals_of
 from common.rewards.answers import is_correct as is_right_answer
 from common.rewards.judge import Judge
 from common.rewards.outcome import RewardFunction
@@ -47,6 +49,7 @@ from common.tasks.task import Task
 from common.tools.toolbox import ToolFunction
 from common.training.collector import Collector
 from common.training.conversations import MultiTurnConfig
+from common.training.exchange import merged_histogram, tell_scores, whole_where_logged
 from common.training.interruption import Interruption, was_launched
 from common.training.learner import Learner
 from common.training.model_checks import check_model
@@ -217,6 +220,7 @@ class Session:
             if done == config.max_steps:
                 self.finished = True
                 return
+            self.ranks.received = 0
             yield done + 1
             self.state.stop_if_diverged(done + 1)
             if config.saves_checkpoint(done + 1):
@@ -251,6 +255,8 @@ class Session:
             if self.reference is not None:
                 for experience, (log_probs, _) in self.learner.scored(self.reference, experiences):
                     experience.log_probs_ref = log_probs
+            if self.objective.advantages_see_policy:
+                tell_scores(self.ranks, experiences)
         return experiences
 
     def report(self, step: int, groups: Sequence[Group], experiences: Sequence[Experience]) -> None:
@@ -259,13 +265,16 @@ class Session:
             advantages = [advantage for group in groups for advantage in group.advantages]
             self.logger.log_batch(step, self.objective.extras.of_advantages(advantages))
         drawn = [*groups, *self.left_out]
+        own = [one for one in experiences if (one.holder or 0) == self.ranks.index]
+        totals = totals_of(experiences)
+        share = ExperienceSums.of(own, totals, self.config.kl_weight, self.objective)
+        sums = reduce(ExperienceSums.plus, self.ranks.merge(share))
         metrics = batch_metrics(
             drawn,
-            experiences,
+            sums,
+            len(experiences),
             self.learner.steps,
             {**self.timer.seconds, **self.collector.seconds()},
-            self.config.kl_weight,
-            self.objective,
         )
         metrics |= self.statistics.add_batch(drawn)
         if self.config.dynamic_sampling > 1:
@@ -273,8 +282,14 @@ class Session:
         if isinstance(self.config, MultiTurnConfig):
             metrics |= conversation_metrics(drawn)
         metrics |= self.collector.metrics()
+        mismatch = None
+        if is_due(self.logger.intervals.histograms, step) and sums.mismatch.count:
+            mismatch = merged_histogram(self.ranks, finite(mismatches(own)))
+        drawn = whole_where_logged(self.ranks, drawn, self.logger.shown(step, drawn))
+        if self.ranks.count > 1:
+            metrics["ddp/received_bytes"] = float(self.ranks.received)
         self.logger.log_batch(step, {**metrics, **self.timer.lap()})
-        self.logger.log_rollouts(step, drawn, experiences)
+        self.logger.log_rollouts(step, drawn, mismatch)
 
     def evaluate(self, step: int) -> None:
         """Answer the held-out tasks, with the same random numbers each time, and log how."""
@@ -293,6 +308,7 @@ class Session:
         if any(group.rollouts for group in apart):
             metrics[f"eval/accuracy_{column}"] = share_correct(apart)
         self.logger.log_batch(step, metrics)
+        groups = whole_where_logged(self.ranks, groups, groups[:3])
         self.logger.log_samples(step, groups[:3], "held out")
         self.logger.log_errored(step, groups)
 
@@ -366,9 +382,11 @@ def _place(
 
     if accelerator is None:
         accelerator, config = make_accelerator(config)
-    if config.shard:
-        if accelerator.num_processes == 1:
+    if accelerator.num_processes == 1:
+        if config.shard:
             raise _alone_with_shard()
+        return config, ALONE, accelerator.device
+    if config.shard:
         from common.training.sharding import ShardedRanks
 
         return config, ShardedRanks(accelerator), accelerator.device

@@ -3,11 +3,17 @@
 import json
 import math
 from dataclasses import replace
+from functools import reduce
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.algo.kl import k2_penalty, k3_weighted_penalty, no_penalty
+from common.algo.objective import Objective
+from common.logger.experience_sums import ExperienceSums, Moments
 from common.logger.metrics import (
     RunStatistics,
     StepSums,
@@ -15,12 +21,10 @@ from common.logger.metrics import (
     epoch_metrics,
     evaluation_metrics,
     kept_metrics,
-    kl_gradient_share,
-    preference_metrics,
     rollout_metrics,
 )
 from common.models.token_tree import TokenCounts
-from common.replay_buffer import Experience, ExperienceBatch
+from common.replay_buffer import Experience, ExperienceBatch, totals_of
 from common.rewards.outcome import Failure
 from common.rewards.transcript import Transcript
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
@@ -52,7 +56,7 @@ GROUPS = [
 
 
 def test_rollout_metrics():
-    metrics = rollout_metrics(GROUPS, [])
+    metrics = rollout_metrics(GROUPS)
     expected = {
         "returns_sum": 3.0,
         "returns_mean": 0.5,
@@ -98,14 +102,12 @@ def test_of_more_groups_than_are_learned_from_those_that_are_kept_have_metrics_o
 
 def test_the_speed_of_sampling_counts_what_a_tool_broke_off_and_what_is_not_learned_from():
     broken = replace(GROUPS[1], rollouts=[], errored=GROUPS[1].rollouts)
-    metrics = batch_metrics(
-        [GROUPS[0], broken], [], [], {"rollout": 2.0}, kl_weight=0.0, objective=DAPO
-    )
+    metrics = batch_metrics([GROUPS[0], broken], sums_of([]), 0, [], {"rollout": 2.0})
     assert metrics["perf/rollout_tokens_per_s"] == (4 + 8 + 2 + 3) / 2
 
 
 def test_what_does_not_apply_is_absent():
-    names = rollout_metrics([make_group(make_rollout(1.0, True), make_rollout(1.0, True))], [])
+    names = rollout_metrics([make_group(make_rollout(1.0, True), make_rollout(1.0, True))])
     assert "rollouts/completion_tokens_correct_mean" in names
     assert "rollouts/completion_tokens_incorrect_mean" not in names
     assert "rollouts/kl_mean" not in names
@@ -129,12 +131,72 @@ def make_experience(
     )
 
 
+def sums_of(
+    experiences: list[Experience], kl_weight: float = 0.0, objective: Objective = DAPO
+) -> ExperienceSums:
+    return ExperienceSums.of(experiences, totals_of(experiences), kl_weight, objective)
+
+
+def token_metrics(experiences: list[Experience]) -> dict[str, float]:
+    return sums_of(experiences).metrics()
+
+
+def kl_gradient_share(
+    experiences: list[Experience], kl_weight: float, objective: Objective
+) -> dict[str, float]:
+    metrics = sums_of(experiences, kl_weight, objective).metrics()
+    return {name: metrics[name] for name in metrics if name == "rollouts/kl_gradient_share"}
+
+
+def preference_metrics(experiences: list[Experience]) -> dict[str, float]:
+    metrics = token_metrics(experiences)
+    return {name: metrics[name] for name in metrics if name.startswith("rewards/")}
+
+
+@given(values=st.lists(st.lists(st.floats(-1e3, 1e3), max_size=6), min_size=1, max_size=5))
+def test_moments_of_shares_are_those_of_everything(values):
+    merged = reduce(Moments.plus, map(Moments.of, values))
+    everything = np.array([value for share in values for value in share])
+    assert merged.count == len(everything)
+    if len(everything):
+        assert merged.mean == pytest.approx(everything.mean(), rel=1e-9, abs=1e-9)
+        assert merged.std == pytest.approx(everything.std(), rel=1e-6, abs=1e-6)
+        assert merged.largest == everything.max()
+
+
+@pytest.mark.parametrize("cuts", [(0, 1), (1, 2), (2, 2), (3, 4)])
+def test_the_sums_of_shares_are_those_of_the_batch(cuts):
+    """One share may be empty, and one have no completion with a positive advantage."""
+    experiences = [
+        make_experience(1.0, [-1.0, -2.0], [-1.5, -2.5], sampler=[-1.0, -1.75]),
+        make_experience(2.0, [-12.0, -2.0], [-0.4, -2.0]),
+        make_experience(-1.0, [-3.0, -2.0], [-1.0, -2.0]),
+        make_experience(0.0, [-9.0, -9.0], [-1.0, -1.0]),
+    ]
+    totals = totals_of(experiences)
+    first, second = cuts
+    shares = (experiences[:first], experiences[first:second], experiences[second:])
+    sums = [ExperienceSums.of(share, totals, 0.5, GRPO) for share in shares]
+    found = reduce(ExperienceSums.plus, sums).metrics()
+    assert found == pytest.approx(sums_of(experiences, 0.5, GRPO).metrics(), rel=1e-9)
+    assert len(found) == 11
+
+
+def test_what_one_share_does_not_know_is_not_told_of_the_batch():
+    scored = make_experience(1.0, [-1.0, -2.0], [-1.5, -2.5])
+    unscored = replace(scored, log_probs_old=None, entropy=None)
+    totals = totals_of([scored, unscored])
+    sums = [ExperienceSums.of([one], totals, 0.5, GRPO) for one in (scored, unscored)]
+    metrics = reduce(ExperienceSums.plus, sums).metrics()
+    assert not [name for name in metrics if "kl" in name]
+
+
 def test_log_prob_metrics_are_means_over_sampled_tokens():
     experiences = [
         make_experience(1.0, [-1.0, -2.0], [-1.0, -2.0 + math.log(2)], sampler=[-1.0, -1.75]),
         make_experience(-1.0, [-1.0, -1.0], [-1.0, -1.0]),
     ]
-    metrics = rollout_metrics(GROUPS, experiences)
+    metrics = token_metrics(experiences)
     kl = 2 - 1 - math.log(2)
     assert metrics["rollouts/entropy_mean"] == pytest.approx(1.0)
     assert metrics["rollouts/logprob_mismatch_mean"] == pytest.approx(0.25 / 4)
@@ -148,14 +210,14 @@ def test_log_prob_metrics_are_means_over_sampled_tokens():
 def test_a_sampler_that_stands_for_the_learner_has_no_mismatch():
     """Not one of 0, which would say that they had been compared."""
     experiences = [replace(make_experience(1.0, [-1.0, -2.0], None), scored_at=None)]
-    metrics = rollout_metrics(GROUPS, experiences)
+    metrics = token_metrics(experiences)
     assert not [name for name in metrics if "mismatch" in name]
 
 
 def test_the_kl_is_told_as_it_is_beside_the_share_of_tokens_whose_penalty_is_bounded():
     """The token of a run with default flags that took over its optimizer step."""
     experiences = [make_experience(1.0, [-12.0, -2.0], [-0.461, -2.0])]
-    metrics = rollout_metrics(GROUPS, experiences)
+    metrics = token_metrics(experiences)
     kl = math.exp(11.539) - 11.539 - 1
     assert metrics["rollouts/kl_max"] == pytest.approx(kl, rel=1e-5)
     assert metrics["rollouts/kl_mean"] == pytest.approx(kl / 2, rel=1e-5)
@@ -384,7 +446,7 @@ def test_the_speed_of_learning_counts_sampled_tokens_with_a_loss():
     steps[0].add(torch.tensor(0.0), make_batch([[True, True]]), torch.ones(1, 2))
     steps[1].add(torch.tensor(0.0), make_batch([[True, False], [False, False]]), torch.ones(2, 2))
     seconds = {"train": 0.5}
-    metrics = batch_metrics(GROUPS, [], steps, seconds, kl_weight=0.0, objective=DAPO)
+    metrics = batch_metrics(GROUPS, sums_of([]), 0, steps, seconds)
     assert metrics["perf/train_tokens_per_s"] == 3 / 0.5
     assert "perf/padding_fraction" not in metrics
 
@@ -395,7 +457,7 @@ def test_padding_and_what_is_shared_are_counted_over_all_steps():
     steps[0].counts = TokenCounts(given=90, read=35, positions=42)
     steps[1].counts = TokenCounts(given=10, read=5, positions=8)
     seconds = {"train": 0.5}
-    metrics = batch_metrics(GROUPS, [], steps, seconds, kl_weight=0.0, objective=DAPO)
+    metrics = batch_metrics(GROUPS, sums_of([]), 0, steps, seconds)
     assert metrics["perf/padding_fraction"] == pytest.approx(0.2)
     assert metrics["perf/shared_fraction"] == pytest.approx(0.6)
 
@@ -451,5 +513,5 @@ def test_what_a_reward_failed_on_is_counted_apart():
     broken = make_rollout(0.0, stop="error")
     only_logged = replace(make_rollout(1.0), failure=Failure("--reward b", "no"))
     group = replace(make_group(only_logged), errored=[failed, failed, broken])
-    metrics = rollout_metrics([group], [])
+    metrics = rollout_metrics([group])
     assert (metrics["rollouts/errors"], metrics["rollouts/reward_errors"]) == (3, 3)

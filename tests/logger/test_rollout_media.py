@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from common.logger.rollout_media import (
     MOST_GENERATIONS,
@@ -17,7 +16,6 @@ from common.logger.rollout_media import (
 from common.rewards.transcript import Message, Transcript
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
 from common.tasks.task import Task
-from tests.helpers import random_experiences
 
 TEXT = "<think> 1+1</think><answer> 2</answer>"
 
@@ -37,26 +35,17 @@ def make_group(number: int, *rewards: float) -> Group:
 GROUPS = [make_group(0, 0.0, 1.0, 0.5, 0.5), make_group(1, 1.0, 1.0)]
 
 
-def test_histograms_count_every_rollout_and_every_sampled_token():
-    experiences = [replace(one, scored_at=0) for one in random_experiences(3)]
-    sampled = int(sum(one.sampled.sum() for one in experiences))
-    found = histograms(GROUPS, experiences)
-    totals = {name: sum(histogram.counts) for name, histogram in found.items()}
-    assert totals == {
+def test_histograms_count_every_rollout():
+    found = histograms(GROUPS)
+    assert {name: sum(histogram.counts) for name, histogram in found.items()} == {
         "rewards/a_hist": 6,
         "rewards/b_hist": 6,
         "rewards/distribution": 6,
         "rollouts/advantages_hist": 6,
         "rollouts/completion_tokens_hist": 6,
-        "rollouts/logprob_mismatch_hist": sampled,
     }
     counts = found["rewards/a_hist"].counts
     assert (counts[0], counts[len(counts) // 2], counts[-1]) == (1, 2, 3)
-    old = [one.log_probs_old for one in experiences if one.log_probs_old is not None]
-    mismatch = torch.cat(
-        [row[one.sampled].abs() for row, one in zip(old, experiences, strict=True)]
-    )
-    assert found["rollouts/logprob_mismatch_hist"].edges[-1] == pytest.approx(float(mismatch.max()))
 
 
 def test_bars_are_means_of_the_rewards():
