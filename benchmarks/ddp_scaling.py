@@ -1,6 +1,7 @@
-"""How much faster two processes are than one: the same work, and twice the work.
+"""How much faster two processes are than one: the same work, and twice the work; what they tell one
+another.
 
-python -m benchmarks.ddp_scaling          (about four minutes on two cores)
+python -m benchmarks.ddp_scaling          (about ten minutes on two cores)
 
 Every process has one thread, so that two of them have twice the cores of one.
 """
@@ -13,19 +14,21 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
 
+from benchmarks.machine import describe_machine
 from benchmarks.rows import column
 from common.models.load import load_tokenizer
 from common.models.tiny.tokenizer import END_ID, PAD_ID
 from common.repository import REPOSITORY
 from common.run.files import read_rows
 
-EXPERIMENT = REPOSITORY / "experiment_accelerate_ddp"
 WORKER = Path(__file__).with_name("ddp_scaling_worker.py")
 
 
@@ -39,14 +42,29 @@ class ScalingConfig:
     """Its layers."""
     tasks: int = 16
     """Tasks of a step for one process; eight completions each."""
+    conversations: int = 64
+    """Tasks of a step of conversations for one process; eight conversations each."""
     tokens: int = 64
     """Length of a completion."""
-    steps: int = 5
+    steps: int = 6
     """Steps of each run; the first one is left out."""
     processes: int = 2
     """Processes that are compared with one."""
+    only: tuple[str, ...] = ("ddp", "sharded", "multi-turn")
+    """Kinds of runs."""
     device: str = "cpu"
     """cpu, or cuda for as many GPUs as processes."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of runs that are compared."""
+
+    experiment: str
+    tasks: int
+    flags: Mapping[str, Any]
+    switches: tuple[str, ...] = ()
+    """Of runs of several processes."""
 
 
 @dataclass(frozen=True)
@@ -55,39 +73,65 @@ class Measured:
 
     step_seconds: float
     rollout_seconds: float
+    scoring_seconds: float
     train_seconds: float
-    tokens_per_second: float
     collective_share: float
     """Of the time of a step: gradients under way between the ranks, and waiting for one another."""
+    received: float
+    """Bytes that the first rank was told in a step."""
 
 
 def main(config: ScalingConfig) -> None:
     console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{describe_machine()}; one thread per process\n")
     with tempfile.TemporaryDirectory() as root:
         parameters = make_model(config, Path(root) / "model")
-        one = run(config, Path(root), 1, config.tasks)
-        strong = run(config, Path(root), config.processes, config.tasks)
-        weak = run(config, Path(root), config.processes, config.processes * config.tasks)
-    count = config.processes
-    console.print(
-        f"Qwen3 with random weights, {parameters / 1e6:.1f} million parameters (hidden "
-        f"{config.hidden_size}, {config.layers} layers); {config.tokens} tokens per completion, "
-        "one thread per process\n"
-    )
-    lines = [
-        "| processes | completions per step | step | rollout | train | sampled tokens/s "
-        "| in collectives | speed-up |",
-        "|---|---|---|---|---|---|---|---|",
-        _row(1, config.tasks, one, ""),
-        _row(count, config.tasks, strong, f"{one.step_seconds / strong.step_seconds:.2f} (strong)"),
-        _row(
-            count,
-            count * config.tasks,
-            weak,
-            f"{count * one.step_seconds / weak.step_seconds:.2f} (weak)",
-        ),
-    ]
-    console.print("\n".join(lines))
+        console.print(
+            f"ddp, sharded: Qwen3 with random weights, {parameters / 1e6:.1f} million parameters "
+            f"(hidden {config.hidden_size}, {config.layers} layers), {config.tokens} tokens per "
+            "completion; multi-turn: the bundled model that calls a calculator\n"
+        )
+        console.print(
+            "| kind | processes | completions | step | rollout | scoring | train "
+            "| in collectives | told the first rank | speed-up |"
+        )
+        console.print("|" + "---|" * 10)
+        for name, kind in kinds(config, Path(root)).items():
+            if name in config.only:
+                compare(config, console, Path(root), name, kind)
+
+
+def compare(config: ScalingConfig, console: Console, root: Path, name: str, kind: Kind) -> None:
+    """One process, more with the same work, and more with as much work each."""
+    count, tasks = config.processes, kind.tasks
+    root = root / name
+    root.mkdir()
+    one = run(config, root, kind, 1, tasks)
+    console.print(_row(name, 1, tasks, one, ""))
+    strong = run(config, root, kind, count, tasks)
+    gain = f"{one.step_seconds / strong.step_seconds:.2f} (strong)"
+    console.print(_row(name, count, tasks, strong, gain))
+    weak = run(config, root, kind, count, count * tasks)
+    gain = f"{count * one.step_seconds / weak.step_seconds:.2f} (weak)"
+    console.print(_row(name, count, count * tasks, weak, gain))
+
+
+def kinds(config: ScalingConfig, root: Path) -> dict[str, Kind]:
+    """By name."""
+    single = {
+        "--model-name": root / "model",
+        "--max-completion-tokens": config.tokens,
+        "--max-length": config.tokens + 32,
+        "--max-terms": 3,
+        "--max-digits": 1,
+        "--system-prompt": "",
+    }
+    experiment = "experiment_accelerate_ddp"
+    return {
+        "ddp": Kind(experiment, config.tasks, single),
+        "sharded": Kind(experiment, config.tasks, single, ("--shard",)),
+        "multi-turn": Kind("experiment_multiturn_tool_calling", config.conversations, {}),
+    }
 
 
 def make_model(config: ScalingConfig, directory: Path) -> int:
@@ -116,56 +160,58 @@ def make_model(config: ScalingConfig, directory: Path) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def run(config: ScalingConfig, root: Path, processes: int, tasks: int) -> Measured:
+def run(config: ScalingConfig, root: Path, kind: Kind, processes: int, tasks: int) -> Measured:
     name = f"{processes}-{tasks}"
     flags = {
-        "--model-name": root / "model",
         "--device": config.device,
         "--log-dir": root,
         "--run-name": name,
         "--rollouts-per-step": tasks,
         "--group-size": 8,
         "--train-batch-size": tasks * 8,
-        "--micro-batch-size": 16,
         "--max-steps": config.steps,
-        "--max-completion-tokens": config.tokens,
-        "--max-length": config.tokens + 32,
-        "--max-terms": 3,
-        "--max-digits": 1,
-        "--system-prompt": "",
         "--eval-samples": 0,
         "--checkpoint-interval": 0,
+        "--log-completions-interval": 0,
+        **kind.flags,
     }
     launcher = ("--multi_gpu", "--num_processes", str(processes)) if processes > 1 else ()
+    experiment = REPOSITORY / kind.experiment
     subprocess.run(
         [
             *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *launcher),
             *(str(WORKER), str(root / f"{name}.json")),
             *(str(part) for item in flags.items() for part in item),
+            *(kind.switches if processes > 1 else ()),
             *("--no-wandb", "--no-tensorboard"),
         ],
-        cwd=EXPERIMENT,
+        cwd=experiment,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         check=True,
     )
-    rows = list(read_rows(root / EXPERIMENT.name / name / "metrics.jsonl"))
-    step_seconds = column(rows, "time/step_s")[1]
+    rows = list(read_rows(root / experiment.name / name / "metrics.jsonl"))
+
+    def median(metric: str) -> float:
+        return statistics.median(column(rows, metric)[1][1:] or [0.0])
+
     waited = json.loads((root / f"{name}.json").read_text())
     return Measured(
-        step_seconds=statistics.median(step_seconds[1:]),
-        rollout_seconds=statistics.median(column(rows, "time/rollout_s")[1][1:]),
-        train_seconds=statistics.median(column(rows, "time/train_s")[1][1:]),
-        tokens_per_second=statistics.median(column(rows, "perf/rollout_tokens_per_s")[1][1:]),
-        collective_share=waited / sum(step_seconds),
+        step_seconds=median("time/step_s"),
+        rollout_seconds=median("time/rollout_s"),
+        scoring_seconds=median("time/log_probs_s"),
+        train_seconds=median("time/train_s"),
+        collective_share=waited / sum(column(rows, "time/step_s")[1]),
+        received=median("ddp/received_bytes"),
     )
 
 
-def _row(processes: int, tasks: int, measured: Measured, speed_up: str) -> str:
+def _row(name: str, processes: int, tasks: int, measured: Measured, speed_up: str) -> str:
     return (
-        f"| {processes} | {8 * tasks} | {measured.step_seconds:.2f} s "
-        f"| {measured.rollout_seconds:.2f} s | {measured.train_seconds:.2f} s "
-        f"| {measured.tokens_per_second:,.0f} | {measured.collective_share:.1%} | {speed_up} |"
+        f"| {name} | {processes} | {8 * tasks} | {measured.step_seconds:.2f} s "
+        f"| {measured.rollout_seconds:.2f} s | {measured.scoring_seconds:.2f} s "
+        f"| {measured.train_seconds:.2f} s | {measured.collective_share:.1%} "
+        f"| {measured.received / 1e3:,.0f} kB | {speed_up} |"
     )
 
 

@@ -7,6 +7,7 @@ import json
 import runpy
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ seconds = 0.0
 
 
 def time_collectives() -> None:
-    """Count the time that gradients are under way, and that of every exchange of Python objects."""
-    merge, prepare = AcceleratedRanks.merge, Accelerator.prepare
+    """Count the time that gradients are under way, and that of whatever else ranks exchange."""
+    prepare = Accelerator.prepare
 
-    def timed_merge(self: AcceleratedRanks, value: Any) -> list[Any]:
-        global seconds
-        start = time.perf_counter()
-        merged = merge(self, value)
-        seconds += time.perf_counter() - start
-        return merged
+    def timed(exchange: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            global seconds
+            start = time.perf_counter()
+            result = exchange(*given)
+            seconds += time.perf_counter() - start
+            return result
+
+        return call
 
     def timed_hook(
         state: None,
@@ -44,14 +48,15 @@ def time_collectives() -> None:
 
         return allreduce_hook(torch.distributed.group.WORLD, bucket).then(done)  # pyright: ignore
 
-    def prepare_with_hook(self: Accelerator, *objects: Any) -> Any:
-        prepared = prepare(self, *objects)
+    def prepare_with_hook(self: Accelerator, *objects: Any, **options: Any) -> Any:
+        prepared = prepare(self, *objects, **options)
         for module in prepared:
             if isinstance(module, DistributedDataParallel):
                 module.register_comm_hook(None, timed_hook)
         return prepared
 
-    AcceleratedRanks.merge = timed_merge  # pyright: ignore[reportAttributeAccessIssue]
+    for name in ("merge", "to_first", "trade", "sum_gradients"):
+        setattr(AcceleratedRanks, name, timed(getattr(AcceleratedRanks, name)))
     Accelerator.prepare = prepare_with_hook  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -126,7 +126,8 @@ class Learner:
     def handed_out(self, experiences: Sequence[Experience]) -> list[list[Experience]]:
         """A part for each rank, which now has it whole."""
         parts = even_parts(experiences, self.ranks.count)
-        hand_over(self.ranks, parts)
+        if self.ranks.count > 1:
+            hand_over(self.ranks, parts)
         return parts
 
     def is_on_policy(self, experiences: Iterable[Experience]) -> bool:

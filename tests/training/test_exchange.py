@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
-from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.ranks_as_threads import ThreadRanks, on_ranks
 from common.logger.media import Histogram
 from common.logger.metrics import evaluation_metrics, rollout_metrics
 from common.logger.tool_metrics import conversation_metrics, tool_evaluation_metrics
@@ -32,44 +31,8 @@ from common.training.exchange import (
     told,
     whole_where_logged,
 )
-from common.training.ranks import Ranks
 
 SCORES = ("log_probs_old", "log_probs_ref", "entropy")
-
-
-class ThreadRanks(Ranks):
-    """Ranks that leave what they tell in a place that all of them see."""
-
-    def __init__(self, index: int, table: list[Any], barrier: Barrier) -> None:
-        self.index, self.count = index, len(table)
-        self._table, self._barrier = table, barrier
-        self.exchanges = 0
-
-    def merge(self, value: Any) -> list[Any]:
-        self.exchanges += 1
-        self._table[self.index] = pickle.dumps(value)
-        self._barrier.wait(timeout=10)
-        found = list(self._table)
-        self._barrier.wait(timeout=10)
-        self.received += sum(map(len, found)) - len(found[self.index])
-        return [pickle.loads(one) for one in found]
-
-    def to_first(self, value: Any) -> list[Any]:
-        found = self.merge(value)
-        return found if self.index == 0 else []
-
-    def trade(self, parcels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        before = self.received
-        found = [parcels[self.index] for parcels in self.merge(list(parcels))]
-        self.received = before + sum(len(p) for r, p in enumerate(found) if r != self.index)
-        return found
-
-
-def on_ranks(count: int, work: Callable[[ThreadRanks], Any]) -> list[Any]:
-    """What `work` returns on each of so many ranks."""
-    table, barrier = [None] * count, Barrier(count)
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(work, [ThreadRanks(rank, table, barrier) for rank in range(count)]))
 
 
 CALLS = [
