@@ -93,12 +93,14 @@ class TokenLogProbs(nn.Module):
         contexts = torch.from_numpy(tree.places).to(token_ids.device)[row, position - 1]
         targets = token_ids[row, time]
         with self._arithmetic():
-            blanks = self.most_passes(len(tree.passes)) - len(tree.passes)
-            states = tree_states(self.model, tree, self._read)
-            for _ in range(blanks):
-                blank = torch.zeros(1, 1, dtype=torch.long, device=states.device)
-                blank_states = self._read(input_ids=blank, use_cache=False).flatten(0, 1)
-                states = torch.cat([states, blank_states])
+            # Before all others: of every process the last pass is the longest, and where they wait
+            # for one another, those of one time should be.
+            blank = torch.zeros(1, 1, dtype=torch.long, device=token_ids.device)
+            blanks = [
+                self._read(input_ids=blank, use_cache=False).flatten(0, 1)
+                for _ in range(self.most_passes(len(tree.passes)) - len(tree.passes))
+            ]
+            states = torch.cat([tree_states(self.model, tree, self._read), *blanks])
             if kept is None:
                 numbers = self._score_distinct(states, contexts, targets)
             else:
