@@ -2,8 +2,8 @@
 
 Differs from `experiment_accelerate/train.py` in that ranks exchange gradients once per optimizer
 batch, in the backward pass of the last micro-batch; before it they add up where they are. As in
-every experiment, ranks split the tasks of a step, exchange what they sampled, and split every
-optimizer batch, whose denominators cover all of them.
+every experiment, ranks split the tasks of a step, tell one another what came of them, and split
+every optimizer batch, whose denominators cover all of them.
 
     cd experiment_accelerate_ddp && accelerate launch --multi_gpu --num_processes 2 train.py
     cd experiment_accelerate_ddp && python train.py

@@ -215,3 +215,21 @@ def test_logits_in_bfloat16_are_divided_and_normalised_in_float32():
     expected = rows.gather(-1, token_ids[:, 1:, None])[..., 0]
     error = (found[:, 1:] - expected)[scored[:, 1:]].abs()
     assert float((error < 1e-5).double().mean()) > 0.9
+
+
+def test_blank_passes_come_before_all_others_and_have_a_gradient_of_zero(monkeypatch):
+    """Where processes wait for one another, the last pass of each is the longest."""
+    policy = TokenLogProbs(small_model("qwen3"), temperature=1.0)
+    expected = gradient(policy.model, policy(*batch())[0])
+    read, widths = policy._read, []
+
+    def remembering(**inputs):
+        widths.append(inputs["input_ids"].shape[1])
+        return read(**inputs)
+
+    monkeypatch.setattr(policy, "_read", remembering)
+    policy.most_passes = lambda passes: passes + 2
+    found = gradient(policy.model, policy(*batch())[0])
+    assert widths[:2] == [1, 1]
+    assert max(widths) == widths[-1] > 1
+    assert torch.equal(found, expected)
