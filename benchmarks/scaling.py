@@ -1,7 +1,7 @@
 """How time and memory of a step grow while one thing grows, and whether faster than the work does.
 
-python -m benchmarks.scaling                (about ten minutes on two cores)
-python -m benchmarks.scaling --only group   (one of its six parts)
+python -m benchmarks.scaling                (about half an hour on two cores)
+python -m benchmarks.scaling --only group   (one of its seven parts)
 
 Every size runs in a process of its own. Writes `scaling.json` and `scaling.png` beside this file,
 prints the tables of `scaling.md`, and fails where something grows faster than its work.
@@ -41,6 +41,9 @@ GROWN: Mapping[str, Sequence[Size]] = {
     "completion": [
         Size(tasks=1, completion=n, micro_batch=8) for n in (64, 128, 256, 512, 1024, 2048)
     ],
+    "long": [
+        Size(tasks=1, group=2, completion=n, micro_batch=1) for n in (2048, 4096, 8192, 16_384)
+    ],
     "prompt": [
         Size(tasks=1, prompt=n, completion=32, micro_batch=8)
         for n in (16, 64, 128, 256, 512, 1024, 2048)
@@ -51,6 +54,8 @@ GROWN: Mapping[str, Sequence[Size]] = {
     "model": [Size(tasks=1, completion=16, width=w, layers=n) for w, n in SHAPES],
     "turns": [Size(completion=32, turns=n) for n in (1, 2, 3, 4, 6, 8)],
 }
+# What grows, where a part is not called by it.
+OTHERWISE = {"long": "completion"}
 HEAD_FEATURES = 32
 
 # A turn of the model is opened by the word go.
@@ -68,7 +73,7 @@ class ScalingConfig:
     """Steps of experiment_base with random weights, larger and larger in one way at a time."""
 
     only: tuple[str, ...] = ()
-    """Parts to measure anew: group, completion, prompt, vocabulary, model, turns; none for all."""
+    """Parts to measure anew: group, completion, long, prompt, vocabulary, model, turns; none for all."""
     threads: int = 2
     """Threads of torch."""
 
@@ -95,7 +100,7 @@ def main(config: ScalingConfig) -> None:
     for name in config.only or tuple(GROWN):
         measured = [measure(size, machine, config.threads) for size in GROWN[name]]
         sizes = [
-            one.parameters if name == "model" else getattr(size, name)
+            one.parameters if name == "model" else getattr(size, OTHERWISE.get(name, name))
             for size, one in zip(GROWN[name], measured, strict=True)
         ]
         parts[name] = Part(describe_machine(), sizes, measured)
@@ -150,7 +155,7 @@ def save_model(size: Size, directory: Path) -> None:
         num_attention_heads=size.width // HEAD_FEATURES,
         num_key_value_heads=size.width // HEAD_FEATURES,
         head_dim=HEAD_FEATURES,
-        max_position_embeddings=4096,
+        max_position_embeddings=32_768,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=None,
@@ -227,9 +232,11 @@ def exponent_table(parts: Mapping[str, Part]) -> str:
 
 
 def draw(parts: Mapping[str, Part], path: Path) -> None:
-    figure, panels = plt.subplots(2, 3, figsize=(10, 5.6), layout="constrained")
+    figure, panels = plt.subplots(2, 4, figsize=(13, 5.6), layout="constrained")
     for panel, (name, part) in zip(panels.flat, parts.items(), strict=False):
         draw_part(panel, name, part)
+    for panel in panels.flat[len(parts) :]:
+        panel.set_axis_off()
     panels.flat[0].legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)

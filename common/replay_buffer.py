@@ -60,12 +60,12 @@ class Experience:
 
     @classmethod
     def from_trajectory(cls, task_id: int, trajectory: Trajectory) -> Experience:
-        log_probs = torch.tensor(trajectory.log_probs)
+        log_probs = trajectory.log_probs
         return cls(
             task_id,
             torch.tensor(trajectory.token_ids),
-            torch.tensor(trajectory.sampled_mask),
-            torch.tensor(trajectory.turns),
+            trajectory.sampled_mask,
+            trajectory.turns,
             log_probs_sampler=log_probs,
             log_probs_old=log_probs,
             kept=trajectory.kept,
@@ -78,8 +78,8 @@ class Experience:
         return cls(
             task_id,
             nothing.long(),
-            torch.tensor(trajectory.sampled_mask),
-            torch.tensor(trajectory.turns),
+            trajectory.sampled_mask,
+            trajectory.turns,
             log_probs_sampler=nothing,
             log_probs_old=nothing,
         )

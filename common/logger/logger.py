@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from common.logger.health import Health
@@ -150,7 +149,7 @@ class Logger:
             recorder.task_rewards(batch_step, kept)
             if shown and is_due(self.intervals.figures, batch_step):
                 one = shown[0].rollouts[0].trajectory
-                first_sampled = int(np.argmax(one.sampled_mask))
+                first_sampled = int(one.sampled_mask.int().argmax())
                 recorder.attention(batch_step, one.token_ids, first_sampled)
                 recorder.embeddings(batch_step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -369,13 +370,13 @@ class _Work:
         for place, token_ids, scores in zip(places, self._texts(places), log_probs, strict=True):
             row = self.rows[place]
             reason = "stop" if stopped[place] else row.reason_at_budget
-            row.completion = Completion(token_ids, scores, reason, row.kept)
+            row.completion = Completion(token_ids.tolist(), scores, reason, row.kept)
             finished.append((row.number, row.completion))
         self.left[places] = 0
         self.reading = None
         return finished
 
-    def _texts(self, places: Int[np.ndarray, " some"]) -> list[list[int]]:
+    def _texts(self, places: Int[np.ndarray, " some"]) -> list[array[int]]:
         """What rows that are not marked as finished yet have sampled."""
         return self.written.tokens_of(self.batch.indices(places), self._counts(places))
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common.models.kept_sets import KeptSets
@@ -56,23 +57,15 @@ class Trajectory:
         return list(chain.from_iterable(segment.token_ids for segment in self.segments))
 
     @property
-    def sampled_mask(self) -> list[bool]:
+    def sampled_mask(self) -> Bool[Tensor, " time"]:
         """True on each token that the policy sampled."""
-        return list(
-            chain.from_iterable(
-                [segment.sampled] * len(segment.token_ids) for segment in self.segments
-            )
-        )
+        return self._repeated([segment.sampled for segment in self.segments])
 
     @property
-    def log_probs(self) -> list[float]:
-        """The sampler's log-probability of each token, 0.0 where it was given."""
-        return list(
-            chain.from_iterable(
-                segment.log_probs if segment.sampled else [0.0] * len(segment.token_ids)
-                for segment in self.segments
-            )
-        )
+    def log_probs(self) -> Float[Tensor, " time"]:
+        """The sampler's log-probability of each token, 0 where it was given."""
+        of_sampled = list(chain.from_iterable(segment.log_probs for segment in self.segments))
+        return torch.zeros(len(self)).masked_scatter(self.sampled_mask, torch.tensor(of_sampled))
 
     @property
     def kept(self) -> KeptSets | None:
@@ -90,16 +83,17 @@ class Trajectory:
         )
 
     @property
-    def turns(self) -> list[int]:
+    def turns(self) -> Int[Tensor, " time"]:
         """The turn in which the policy sampled each token, from 0; -1 where it was given."""
         numbers = count()
-        turns = [next(numbers) if segment.sampled else -1 for segment in self.segments]
-        return list(
-            chain.from_iterable(
-                [turn] * len(segment.token_ids)
-                for turn, segment in zip(turns, self.segments, strict=True)
-            )
+        return self._repeated(
+            [next(numbers) if segment.sampled else -1 for segment in self.segments]
         )
+
+    def _repeated(self, of_segments: Sequence[int]) -> Tensor:
+        """A number of each segment, for each of its tokens."""
+        lengths = torch.tensor([len(segment.token_ids) for segment in self.segments])
+        return torch.tensor(of_segments).repeat_interleave(lengths)
 
     @property
     def truncated(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,15 +71,13 @@ class Written:
         self.uniforms, self.token_ids = self.uniforms[rows], self.token_ids[rows]
         self.log_probs, self.counts = self.log_probs[rows], self.counts[rows]
 
-    def tokens_of(self, rows: Int[Tensor, " some"], counts: Sequence[int]) -> list[list[int]]:
+    def tokens_of(self, rows: Int[Tensor, " some"], counts: Sequence[int]) -> list[array[int]]:
         """The first `counts` tokens of each of these rows; one transfer from the device."""
-        return _cut(self.token_ids, rows, counts)
+        lines = self.token_ids[rows, : max(counts)].cpu().numpy()
+        # Arrays, of which whoever looks at the last tokens alone makes no objects of the others.
+        return [array("q", line[:n].tobytes()) for line, n in zip(lines, counts, strict=True)]
 
     def log_probs_of(self, rows: Int[Tensor, " some"], counts: Sequence[int]) -> list[list[float]]:
         """As `tokens_of`."""
-        return _cut(self.log_probs, rows, counts)
-
-
-def _cut(held: Tensor, rows: Int[Tensor, " some"], counts: Sequence[int]) -> list[list]:
-    lines = held[rows, : max(counts)].cpu().numpy()
-    return [line[:count].tolist() for line, count in zip(lines, counts, strict=True)]
+        lines = self.log_probs[rows, : max(counts)].cpu().numpy()
+        return [line[:count].tolist() for line, count in zip(lines, counts, strict=True)]

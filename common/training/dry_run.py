@@ -33,7 +33,6 @@ def dry_run(main: Callable[[ConfigType], None], config: ConfigType) -> None:
     with TemporaryDirectory() as root:
         small = replace(
             config,
-            dry_run=False,
             resume=False,
             log_dir=Path(root),
             checkpoint_path=None,

@@ -52,6 +52,7 @@ from common.training.conversations import MultiTurnConfig
 from common.training.exchange import merged_histogram, tell_scores, whole_where_logged
 from common.training.interruption import Interruption, was_launched
 from common.training.learner import Learner
+from common.training.memory_plan import memory_plan
 from common.training.model_checks import check_model
 from common.training.open_chat import open_chat
 from common.training.open_collector import open_collector
@@ -173,6 +174,9 @@ def open_session(
             with suppress(Interrupted), timer.explain_lack_of_memory():
                 yield session
                 session.end_step()
+                if config.dry_run:
+                    for line in memory_plan(config, models, learner):
+                        say(line)
             session.close()
 
 

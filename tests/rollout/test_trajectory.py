@@ -16,8 +16,9 @@ def test_ids_mask_and_log_probs_derive_from_the_segments():
         "stop",
     )
     assert trajectory.token_ids == [5, 6, 7, 8, 9, 4, 3]
-    assert trajectory.sampled_mask == [False, False, False, True, True, False, True]
-    assert trajectory.log_probs == [0, 0, 0, -0.5, -0.25, 0, -1.0]
+    assert trajectory.sampled_mask.tolist() == [False, False, False, True, True, False, True]
+    assert trajectory.log_probs.tolist() == [0, 0, 0, -0.5, -0.25, 0, -1.0]
+    assert trajectory.turns.tolist() == [-1, -1, -1, 0, 0, -1, 1]
     assert trajectory.sampled_ids == [8, 9, 3]
     assert trajectory.num_sampled == 3
 

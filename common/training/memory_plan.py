@@ -1,0 +1,124 @@
+"""What a run holds in memory, and what its longest sequences take: for `--dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from common.flags.train_config import TrainConfig
+from common.logger.peak_memory import peak_memory
+from common.models.load import max_positions
+from common.models.log_probs import TokenLogProbs
+from common.replay_buffer import Experience, ExperienceBatch
+from common.training.learner import Learner
+from common.training.policy_and_reference import Models
+
+
+def memory_plan(config: TrainConfig, models: Models, learner: Learner) -> Iterator[str]:
+    """In sentences, of each process. Goes through the policy forward and backward.
+
+    All ranks call this.
+    """
+    yield f"each process holds {', '.join(_parts(config, models))}"
+    yield from _of_sampling(config, models.sampler)
+    count = rows_of_a_micro_batch(config)
+    with learner.timer("train"), peak_memory(learner.policy.model.device) as peak:
+        learn_from_random_tokens(learner, count, config.max_length)
+    what = "a sequence" if count == 1 else f"{count} sequences"
+    yield (
+        f"learning from {what} of {config.max_length:,} tokens, as many as go through the model at "
+        f"once, takes {_gigabytes(peak.num_bytes)} at its most, all that is held included"
+    )
+
+
+def rows_of_a_micro_batch(config: TrainConfig) -> int:
+    """As many of the longest sequences as go together."""
+    most = config.micro_batch_size or config.train_batch_size
+    return max(1, min(most, config.micro_batch_tokens // config.max_length))
+
+
+def learn_from_random_tokens(learner: Learner, count: int, length: int) -> None:
+    """Forward and backward through sequences that have nothing in common; nothing is learned."""
+    policy = learner.policy
+    rng = torch.Generator().manual_seed(0)
+    vocabulary = policy.model.config.get_text_config().vocab_size
+    sampled = torch.arange(length) > 0
+    experiences = [
+        Experience(
+            task_id=number,
+            token_ids=torch.randint(0, vocabulary, (length,), generator=rng),
+            sampled=sampled,
+            turns=sampled.long() - 1,
+            log_probs_sampler=torch.zeros(length),
+            log_probs_old=None,
+        )
+        for number in range(count)
+    ]
+    batch = ExperienceBatch.collate(experiences, policy.model.device)
+    log_probs, _ = policy(batch.token_ids, batch.attention_mask, batch.sampled)
+    if learner.ranks.in_step:
+        log_probs.sum().backward()
+        learner.optimizer.zero_grad(set_to_none=True)
+    else:
+        # DDP, if there is any, takes note of what reaches the parameters themselves.
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        torch.autograd.grad(log_probs.sum(), trained, allow_unused=True)
+
+
+def _parts(config: TrainConfig, models: Models) -> Iterator[str]:
+    weights = list(models.policy.parameters())
+    trained = [weight for weight in weights if weight.requires_grad]
+    yield f"{_gigabytes(num_bytes(weights))} of weights"
+    yield f"{_gigabytes(num_bytes(trained))} of gradients"
+    where = " in the machine's memory" if config.offload == "optimizer" else ""
+    yield f"{_gigabytes(2 * num_bytes(trained))} of AdamW's averages{where}"
+    if models.reference is not None:
+        others = num_bytes(chain(models.reference.parameters(), weights)) - num_bytes(weights)
+        yield f"{_gigabytes(others)} of the reference"
+    if models.sampler is not models.policy:
+        yield f"{_gigabytes(num_bytes(models.sampler.parameters()))} of a whole copy that samples"
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """What they take here; of those that share their storage each once."""
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}
+    return sum(storages.values())
+
+
+def _of_sampling(config: TrainConfig, sampler: TokenLogProbs) -> Iterator[str]:
+    positions = max_positions(sampler.model)
+    known = f"; the model has positions for {positions:,}" if positions else ""
+    each, rows = bytes_per_token(sampler) * config.max_length, config.decode_rows
+    line = (
+        f"a conversation of {config.max_length:,} tokens (--max-length{known}) has "
+        f"{_gigabytes(each)} of keys and values"
+    )
+    if config.sampler == "local" and rows:
+        line += f", and {rows} at once (--decode-rows) have {_gigabytes(rows * each)}"
+    elif config.sampler == "local":
+        line += "; all of a process's are sampled at once (--decode-rows for fewer)"
+    yield line
+
+
+@torch.no_grad()
+def bytes_per_token(sampler: TokenLogProbs) -> int:
+    """Of keys and values, as a model that samples keeps them, in layers without a window."""
+    short, long = (_bytes_of_cache(sampler, length) for length in (8, 16))
+    return (long - short) // 8
+
+
+def _bytes_of_cache(sampler: TokenLogProbs, length: int) -> int:
+    token_ids = torch.zeros(1, length, dtype=torch.long, device=sampler.model.device)
+    with torch.autocast(sampler.model.device.type, torch.bfloat16, enabled=sampler.use_bfloat16):
+        cache = sampler.model(input_ids=token_ids, use_cache=True).past_key_values
+    values = [v for layer in cache.layers for v in vars(layer).values() if isinstance(v, Tensor)]
+    return sum(v.nbytes for v in values)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.3g} GB" if count >= 1e8 else f"{count / 1e6:,.3g} MB"
