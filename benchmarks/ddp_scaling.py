@@ -1,7 +1,7 @@
 """How much faster two processes are than one: the same work, and twice the work; what they tell one
 another.
 
-python -m benchmarks.ddp_scaling          (about ten minutes on two cores)
+python -m benchmarks.ddp_scaling          (about fifteen minutes on two cores)
 
 Every process has one thread, so that two of them have twice the cores of one.
 """

@@ -1,7 +1,7 @@
 """What ranks tell one another in a step of long completions: recorded sizes, for more ranks than
 there are machines here.
 
-python -m benchmarks.exchange          (about a minute; 64 ranks take 10 GB)
+python -m benchmarks.exchange          (about 20 seconds)
 
 Ranks are threads, and what they exchange is made by the code of a run. How long that takes is
 reckoned from a bandwidth. No model takes part: what it would say is zeros.

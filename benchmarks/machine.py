@@ -64,12 +64,13 @@ def _shortest(work: Callable[[], object]) -> float:
 def describe_machine() -> str:
     """Processor, cores, threads, versions and commit, in a line."""
     return (
-        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch "
+        f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, transformers {transformers.__version__}, commit {_commit()}"
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, and what it understands."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -73,7 +73,7 @@ class ScalingConfig:
     """Steps of experiment_base with random weights, larger and larger in one way at a time."""
 
     only: tuple[str, ...] = ()
-    """Parts to measure anew: group, completion, long, prompt, vocabulary, model, turns; none for all."""
+    """Parts to measure anew (group, completion, long, prompt, vocabulary, model, turns), or all."""
     threads: int = 2
     """Threads of torch."""
 

@@ -129,10 +129,12 @@ def experiences_from(groups: Sequence[Group], *, mask_truncated: bool = False) -
 
     With `mask_truncated` a completion that did not end by itself has no token to learn from; its
     reward stays in the baseline of its group and its sequence in the denominator.
+
+    Raises `ValueError` for a group of another rank that does not say of which.
     """
     experiences = [
         replace(
-            _experience_from(group.task.task_id, rollout),
+            _experience_from(group, rollout),
             log_probs_ref=rollout.log_probs_ref,
             holder=group.holder,
         )
@@ -148,10 +150,15 @@ def experiences_from(groups: Sequence[Group], *, mask_truncated: bool = False) -
     ]
 
 
-def _experience_from(task_id: int, rollout: Rollout) -> Experience:
-    if isinstance(rollout, Outline):
-        return Experience.from_outline(task_id, rollout.trajectory)
-    return Experience.from_trajectory(task_id, rollout.trajectory)
+def _experience_from(group: Group, rollout: Rollout) -> Experience:
+    if not isinstance(rollout, Outline):
+        return Experience.from_trajectory(group.task.task_id, rollout.trajectory)
+    if group.holder is None:
+        raise ValueError(
+            f"nothing says which rank has the group of task {group.task.task_id} whole: make it "
+            "from another one with dataclasses.replace, which keeps its `holder`"
+        )
+    return Experience.from_outline(group.task.task_id, rollout.trajectory)
 
 
 def side_by_side(groups: Sequence[Group], experiences: Sequence[Experience]) -> ComparedBatch:

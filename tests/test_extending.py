@@ -117,18 +117,19 @@ def the_csv_has_the_numbers_of_the_rows(directory: Path) -> None:
     assert len(found) > 80
 
 
-def distinct_completions_are_counted(directory: Path) -> None:
-    groups: dict[str, list[str]] = defaultdict(list)
+def lengths_are_compared(directory: Path) -> None:
+    groups: dict[str, list[int]] = defaultdict(list)
     for row in read_rows(directory / "samples.jsonl"):
         if row["split"] == "train":
-            groups[row["question"]].append(row["completion"])
+            groups[row["question"]].append(row["completion_tokens"])
     assert [len(group) for group in groups.values()] == [4] * 4
-    shares = [len(set(group)) / 4 for group in groups.values()]
+    spreads = [max(group) - min(group) for group in groups.values()]
+    assert any(spreads)
     rows = read_rows(directory / "metrics.jsonl")
-    (found,) = (row[name] for row in rows if (name := "rollouts/distinct_fraction") in row)
-    assert found == sum(shares) / 4
+    (found,) = (row[name] for row in rows if (name := "rollouts/length_spread") in row)
+    assert found == sum(spreads) / 4
     page = directory.parents[2] / "docs" / "metrics.md"
-    assert "| `rollouts/distinct_fraction` | share | batch |" in page.read_text(encoding="utf-8")
+    assert "| `rollouts/length_spread` | tokens | batch |" in page.read_text(encoding="utf-8")
 
 
 def a_loss_that_clips_nothing_is_learned_from(directory: Path) -> None:
@@ -153,7 +154,7 @@ CHECKS: dict[str, tuple[int, Callable[[Path], None]]] = {
     "A loss of your own": (1, a_loss_that_clips_nothing_is_learned_from),
     "A weight between sampler and learner": (1, tokens_have_weights),
     "A sink behind a flag": (3, the_csv_has_the_numbers_of_the_rows),
-    "A metric": (2, distinct_completions_are_counted),
+    "A metric": (2, lengths_are_compared),
 }
 
 

@@ -40,11 +40,13 @@ from common.run.files import replace_text
 
 # Seconds at the end in which nothing new is begun.
 TO_FINISH = 45
+# Which makes a group of one process, of NCCL on a GPU; `accelerate launch` makes none of one.
+TORCHRUN = (*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
 SCRIPTS = {
     "experiment_base": PYTHON,
     "experiment_drgrpo": PYTHON,
     "experiment_accelerate": LAUNCH,
-    "experiment_accelerate_ddp": LAUNCH,
+    "experiment_accelerate_ddp": TORCHRUN,
     "experiment_multiturn_tool_calling": PYTHON,
     "experiment_multiturn_qa": PYTHON,
 }
@@ -127,8 +129,7 @@ def parts(day: Day) -> None:
     for name in ("0.5B",) if day.config.tiny else ("1.5B", "0.5B"):
         output = day.results.root / f"parts-{name}.json"
         command = [sys.executable, "-m", "benchmarks.gpu.parts", str(day.model(name))]
-        of_tiny = ("--tokens", "4", "--only", "precision", "decoding", "rates", "handing_over")
-        command += ["--output", str(output), *(of_tiny if day.config.tiny else ())]
+        command += ["--output", str(output), *(("--tokens", "4") if day.config.tiny else ())]
 
         def measure(command: Sequence[str] = command, output: Path = output) -> dict[str, Any]:
             found = run(Script(command, REPOSITORY, day.results.seconds_left))
@@ -178,7 +179,7 @@ def out_of_memory(day: Day) -> None:
 
 
 STAGES: tuple[Callable[[Day], None], ...] = (
-    *(make_models, scripts, parts, rows, exact, out_of_memory, optional),
+    *(make_models, scripts, parts, out_of_memory, optional, rows, exact),
 )
 
 
@@ -193,9 +194,9 @@ def page_of(record: Mapping[str, Any]) -> str:
         f"`python -m benchmarks.gpu`: {record['machine']['device']}, {versions}; "
         f"{record.get('seconds', 0):.0f} s.",
         "",
-        "| run | ended | step, s | rollout, s | train, s | torch holds, GB | estimated, GB | "
-        "held out | mismatch, mean and largest, nats |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| run | ended | step, s | rollout, s | train, s | torch holds, GB | of the card, GB | "
+        "estimated, GB | held out | mismatch, mean and largest, nats |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, result in record["runs"].items():
         if "metrics" in result:
@@ -220,6 +221,7 @@ def _cells(result: Mapping[str, Any]) -> list[str]:
         str(result["ended"]),
         *(last(f"time/{name}_s", "{:.2f}") for name in ("step", "rollout", "train")),
         last("system/gpu_memory_reserved_gb", "{:.1f}"),
+        f"{peak / 1000:.1f}" if (peak := result.get("card_peak_mb")) else "",
         str(result.get("estimated_gb", "")),
         f"{right[0]:.1%} → {right[-1]:.1%}" if right else "",
         f"{last('rollouts/logprob_mismatch_mean', '{:.2g}')}, "

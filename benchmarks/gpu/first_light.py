@@ -29,6 +29,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks.gpu.processes import CardMemory, Script, difference, run, train_script
+from benchmarks.machine import processor
 from common.repository import REPOSITORY
 from common.rewards.transcript import Transcript
 from common.run.files import replace_text
@@ -157,7 +158,7 @@ def machine() -> dict[str, Any]:
     driver = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
     asked = shutil.which("nvidia-smi") is not None
     return {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor(),
+        "device": torch.cuda.get_device_name() if cuda else processor(),
         "cuda": torch.version.cuda,
         "driver": subprocess.run(driver, capture_output=True, text=True).stdout.strip()
         if asked

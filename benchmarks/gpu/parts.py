@@ -10,7 +10,7 @@ import copy
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import tyro
 from rich.console import Console
 from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
+from transformers.cache_utils import StaticLayer
 
 from common.models.export import num_bytes, write_weights
 from common.models.load import ModelOptions, load_policy
@@ -181,6 +182,9 @@ def precision(parts: Parts) -> None:
         done, milliseconds = parts.sample(requests, parts.model)
         measured = parts.mismatch(requests, done, parts.learner)
     parts.add("precision, logits in float32", {"ms_per_token": milliseconds, **measured})
+    done, milliseconds = parts.sample(requests, parts.model, autocast=False)
+    measured = parts.mismatch(requests, done, TokenLogProbs(parts.model, 1.0))
+    parts.add("precision, all in float32", {"ms_per_token": milliseconds, **measured})
     half = copy.deepcopy(parts.model).bfloat16().requires_grad_(False)
     done, milliseconds = parts.sample(requests, half, autocast=False)
     measured = parts.mismatch(requests, done, parts.learner)
@@ -279,6 +283,76 @@ def decoding(parts: Parts) -> None:
     parts.add("decoding, tokens per second", per_second)
 
 
+@torch.no_grad()
+def graphs(parts: Parts) -> None:
+    """Tokens per second of a loop whose shapes never change (a cache of full length, the likeliest
+    token), with and without a CUDA graph of its step: what our loop, whose rows come and go, could
+    gain by one."""
+    model = copy.deepcopy(parts.model).bfloat16().eval()
+    loop = StaticLoop(model, [request.prompt_ids for request in parts.requests(PROMPT_TOKENS)])
+    count = parts.config.tokens
+    loop.run(count, loop.step)
+    plain = parts.milliseconds(lambda: loop.run(count, loop.step)) / count
+    tokens = loop.tokens.clone()
+    found: dict[str, Any] = {"plain": round(1000 * ROWS / plain)}
+    if parts.device.type == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            loop.step()
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph):
+            loop.step()
+        loop.run(count, graph.replay)
+        graphed = parts.milliseconds(lambda: loop.run(count, graph.replay)) / count
+        found["with a graph"] = round(1000 * ROWS / graphed)
+        found["the same tokens"] = torch.equal(loop.tokens, tokens)
+    parts.add("decoding with a static cache, tokens per second", found)
+
+
+class StaticLoop:
+    """Rows of one length that go on by their likeliest tokens, in tensors that stay in place."""
+
+    def __init__(
+        self, model: transformers.PreTrainedModel, prompts: Sequence[Sequence[int]]
+    ) -> None:
+        self._model = model
+        self._prompts = torch.tensor(prompts, device=model.device)
+        rows, self._start = self._prompts.shape
+        self._cache = transformers.StaticCache(model.config, max_cache_len=MOST_TOKENS)
+        self._place = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
+        self._known = torch.zeros(rows, 1, 1, MOST_TOKENS, dtype=torch.bool, device=model.device)
+        self._columns = torch.arange(MOST_TOKENS, device=model.device)
+        self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
+
+    def run(self, count: int, step: Callable[[], object]) -> None:
+        """Read the prompts anew, and go on by so many tokens."""
+        for layer in self._cache.layers:
+            if isinstance(layer, StaticLayer):
+                layer.cumulative_length.zero_()
+        logits = self._model(
+            input_ids=self._prompts, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        ).logits
+        self.tokens.copy_(logits[:, -1].argmax(dim=-1, keepdim=True))
+        self._place.fill_(self._start)
+        self._known.copy_((self._columns <= self._start).expand_as(self._known))
+        for _ in range(count):
+            step()
+
+    def step(self) -> None:
+        logits = self._model(
+            input_ids=self.tokens,
+            position_ids=self._place,
+            attention_mask=self._known,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits
+        self.tokens.copy_(logits[:, -1].argmax(dim=-1, keepdim=True))
+        self._place.add_(1)
+        self._known.logical_or_(self._columns == self._place[:, :, None, None])
+
+
 def bandwidth(parts: Parts) -> float:
     """Bytes per second, read and written, of a copy on the card."""
     source = torch.empty(2**28, dtype=torch.uint8, device=parts.device)
@@ -353,7 +427,9 @@ def peak_gigabytes(parts: Parts) -> float:
     return torch.cuda.max_memory_allocated() / 1e9 if parts.device.type == "cuda" else 0.0
 
 
-PARTS = (attention, kernels, precision, decoding, rates, learning, optimizers, handing_over)
+PARTS = (
+    *(attention, kernels, precision, decoding, graphs, rates, learning, optimizers, handing_over),
+)
 
 
 def main(config: PartsConfig) -> None:

@@ -15,7 +15,7 @@ from common.rollout.trajectory import Rollout, Segment, Trajectory
 from common.tools.calls import Outcome, Status
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Absent(Sequence[Any]):
     """So many numbers, which another rank has."""
 
@@ -28,6 +28,12 @@ class Absent(Sequence[Any]):
         raise LookupError("the tokens of this rollout are with the rank that sampled it")
 
     def __iter__(self) -> Iterator[NoReturn]:
+        return self[0]
+
+    def __eq__(self, other: object) -> bool:
+        return self[0]
+
+    def __hash__(self) -> int:
         return self[0]
 
 
@@ -50,7 +56,7 @@ class CallOutline:
     succeeded: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Untold:
     """What became of a conversation without what was said in it, in the place of a `Transcript`."""
 
@@ -65,6 +71,12 @@ class Untold:
         raise LookupError("the words of this rollout are with the rank that sampled it")
 
     def __str__(self) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return self.text
+
+    def __hash__(self) -> int:
         return self.text
 
 

@@ -150,8 +150,9 @@ class Group:
     errored: Sequence[Rollout] = field(default=())
     """Conversations that a tool broke off, or that a reward could not score: counted, and neither
     compared nor learned from."""
-    holder: int = field(default=0, compare=False)
-    """The rank that has it whole. Others have an outline (`common.rollout.outline`)."""
+    holder: int | None = field(default=None, compare=False)
+    """The rank that has it whole; None where all have. Others have outlines of its rollouts
+    (`common.rollout.outline`)."""
 
     @property
     def rewards(self) -> list[float]:

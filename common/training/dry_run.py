@@ -40,6 +40,7 @@ def dry_run(main: Callable[[ConfigType], None], config: ConfigType) -> None:
             max_steps=2,
             rollouts_per_step=small_tasks(config),
             eval_samples=0,
+            checkpoint_interval=0,
             wandb=False,
             log_artifacts=False,
         )

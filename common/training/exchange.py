@@ -86,9 +86,10 @@ def tell_scores(ranks: Ranks, experiences: Sequence[Experience]) -> None:
     held: dict[int | None, list[Experience]] = defaultdict(list)
     for experience in experiences:
         held[experience.holder].append(experience)
-    parcel = _packed(held[ranks.index], whole=False)
-    for rank, received in enumerate(ranks.trade([parcel] * ranks.count)):
-        if rank != ranks.index and rank in held:
+    parcels = [_packed(held[ranks.index], whole=False)] * ranks.count
+    parcels[ranks.index] = torch.empty(0, dtype=torch.uint8)
+    for rank, received in enumerate(ranks.trade(parcels)):
+        if len(received):
             _unpack(received, held[rank])
 
 

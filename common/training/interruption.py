@@ -12,6 +12,10 @@ from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+# Seconds in which signals to a rank are one request: a terminal sends Ctrl-C to the launcher and to
+# all ranks, and torch's launcher hands it on to them.
+_ONE_REQUEST = 1.0
+
 
 def was_launched() -> bool:
     """Whether `accelerate launch` started this process."""
@@ -19,7 +23,8 @@ def was_launched() -> bool:
 
 
 class Interruption:
-    """Notes the first SIGINT or SIGTERM; a second one ends the process then and there.
+    """Notes the first SIGINT or SIGTERM; a second one ends the process then and there, on a rank of
+    several unless it comes right after the first.
 
     Python runs a signal's handler between two steps of its main thread, which may be many seconds
     apart when a tensor operation is large. So a thread of its own waits for signals, and need not
@@ -78,11 +83,14 @@ class Interruption:
 
     def _watch(self) -> None:
         """Read the number of each signal as it comes, until the other end is closed."""
-        asked = False
+        together = _ONE_REQUEST if "LOCAL_RANK" in os.environ else 0.0
+        asked = None
         while byte := self._reader.recv(1):
             if byte[0] not in SIGNALS:
                 continue
-            if asked:
+            if asked is not None:
+                if time.monotonic() - asked < together:
+                    continue
                 os._exit(128 + byte[0])
-            asked = True
+            asked = time.monotonic()
             self._say("stopping as soon as the step can be saved; once more stops at once")

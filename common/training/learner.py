@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice, repeat
 from typing import Any
@@ -35,6 +35,9 @@ from common.replay_buffer import (
 from common.training.exchange import hand_over
 from common.training.ranks import Ranks
 from common.training.seeding import stream
+
+# What an optimizer step on policy finds out of its experiences.
+_SCORES = ("log_probs_old", "entropy")
 
 
 class Learner:
@@ -221,9 +224,10 @@ class OptimizerBatch:
         if not reduced:
             learner.ranks.sum_gradients(learner.policy.parameters())
         self._sums.counts = learner.policy.counts.plus(self._counts_before, times=-1)
-        sums = StepSums.merged(learner.ranks.merge(self._sums.cpu()))
+        told = learner.ranks.merge((self._sums.cpu(), self._scored()))
+        sums = StepSums.merged([sums for sums, _ in told])
         if self._on_policy:
-            self._keep_scores()
+            self._keep_scores(set.intersection(*(names for _, names in told)))
         planned = learner.planned + len(learner.steps)
         rate = learning_rate(config, planned, learner.warmup_steps)
         logger.snapshot_gradients(learner.global_step)
@@ -237,17 +241,23 @@ class OptimizerBatch:
         if not learner.statistics.count_step(norm):
             logger.log_invalid_step(learner.global_step, self._experiences)
 
-    def _keep_scores(self) -> None:
-        """Have on the CPU what the policy that sampled says; of other shares it is known that they
-        have it."""
+    def _scored(self) -> set[str]:
+        """What all experiences of this share have of the policy that sampled."""
+        return {name for name in _SCORES if all(getattr(o, name) is not None for o in self._share)}
+
+    def _keep_scores(self, known: Collection[str]) -> None:
+        """Have on the CPU what the policy that sampled says, as far as all ranks know it; of other
+        shares it is known that they have it."""
         own = set(map(id, self._share))
         for one in self._learner.that_teach(self._experiences):
-            for name in ("log_probs_old", "entropy"):
+            for name in _SCORES:
                 row = getattr(one, name)
-                if id(one) in own and row is not None:
+                if name not in known:
+                    setattr(one, name, None)
+                elif id(one) not in own:
+                    setattr(one, name, elsewhere(len(one)) if row is None else row)
+                else:
                     setattr(one, name, row.to("cpu", copy=True))
-                elif id(one) not in own and row is None:
-                    setattr(one, name, elsewhere(len(one)))
 
 
 def learning_rate(config: TrainConfig, step: int, warmup_steps: int) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,21 +15,30 @@ from common.flags.train_config import TrainConfig
 from common.logger.peak_memory import peak_memory
 from common.models.load import max_positions
 from common.models.log_probs import TokenLogProbs
+from common.models.vocabulary import embedding_rows
 from common.replay_buffer import Experience, ExperienceBatch
 from common.training.learner import Learner
 from common.training.policy_and_reference import Models
 
+if TYPE_CHECKING:
+    import transformers
 
-def memory_plan(config: TrainConfig, models: Models, learner: Learner) -> Iterator[str]:
-    """In sentences, of each process. Goes through the policy forward and backward.
+
+def memory_plan(
+    config: TrainConfig, models: Models, learner: Learner, known_tokens: int
+) -> Iterator[str]:
+    """In sentences, of each process. Goes through the policy forward and backward, with tokens that
+    are less than `known_tokens`.
 
     All ranks call this.
     """
     yield f"each process holds {', '.join(_parts(config, models))}"
-    yield from _of_sampling(config, models.sampler)
-    count = rows_of_a_micro_batch(config)
+    if config.policy_lag:
+        yield "the process that samples holds the weights once more, and the reference, if any"
+    yield _of_sampling(config, models.sampler)
+    count = rows_of_a_micro_batch(config, learner.ranks.count)
     with learner.timer("train"), peak_memory(learner.policy.model.device) as peak:
-        learn_from_random_tokens(learner, count, config.max_length)
+        learn_from_random_tokens(learner, count, config.max_length, known_tokens)
     what = "a sequence" if count == 1 else f"{count} sequences"
     yield (
         f"learning from {what} of {config.max_length:,} tokens, as many as go through the model at "
@@ -35,17 +46,18 @@ def memory_plan(config: TrainConfig, models: Models, learner: Learner) -> Iterat
     )
 
 
-def rows_of_a_micro_batch(config: TrainConfig) -> int:
-    """As many of the longest sequences as go together."""
-    most = config.micro_batch_size or config.train_batch_size
+def rows_of_a_micro_batch(config: TrainConfig, ranks: int) -> int:
+    """As many of the longest sequences as go together on one of so many ranks."""
+    batch = min(config.train_batch_size, config.rollouts_per_step * config.group_size)
+    most = min(config.micro_batch_size or batch, math.ceil(batch / ranks))
     return max(1, min(most, config.micro_batch_tokens // config.max_length))
 
 
-def learn_from_random_tokens(learner: Learner, count: int, length: int) -> None:
+def learn_from_random_tokens(learner: Learner, count: int, length: int, known_tokens: int) -> None:
     """Forward and backward through sequences that have nothing in common; nothing is learned."""
     policy = learner.policy
     rng = torch.Generator().manual_seed(0)
-    vocabulary = policy.model.config.get_text_config().vocab_size
+    vocabulary = min(known_tokens, embedding_rows(policy.model))
     sampled = torch.arange(length) > 0
     experiences = [
         Experience(
@@ -90,34 +102,48 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def _of_sampling(config: TrainConfig, sampler: TokenLogProbs) -> Iterator[str]:
+def _of_sampling(config: TrainConfig, sampler: TokenLogProbs) -> str:
+    if config.sampler != "local":
+        return f"--sampler {config.sampler} has weights, keys and values of its own, beside these"
     positions = max_positions(sampler.model)
     known = f"; the model has positions for {positions:,}" if positions else ""
-    each, rows = bytes_per_token(sampler) * config.max_length, config.decode_rows
-    line = (
+    each = bytes_of_conversation(sampler, config.max_length)
+    what = (
         f"a conversation of {config.max_length:,} tokens (--max-length{known}) has "
         f"{_gigabytes(each)} of keys and values"
     )
-    if config.sampler == "local" and rows:
-        line += f", and {rows} at once (--decode-rows) have {_gigabytes(rows * each)}"
-    elif config.sampler == "local":
-        line += "; all of a process's are sampled at once (--decode-rows for fewer)"
-    yield line
+    if rows := config.decode_rows:
+        return f"{what}, and {rows} at once (--decode-rows) have {_gigabytes(rows * each)}"
+    return f"{what}; all of a process's are sampled at once (--decode-rows for fewer)"
 
 
 @torch.no_grad()
-def bytes_per_token(sampler: TokenLogProbs) -> int:
-    """Of keys and values, as a model that samples keeps them, in layers without a window."""
-    short, long = (_bytes_of_cache(sampler, length) for length in (8, 16))
-    return (long - short) // 8
+def bytes_of_conversation(sampler: TokenLogProbs, length: int) -> int:
+    """Of keys and values, as the decode loop keeps them; a layer with a window has no more."""
+    caches = [_cache_of(sampler, tokens) for tokens in (8, 16)]
+    total = 0
+    for short, long in zip(*(cache.layers for cache in caches), strict=True):
+        per_token = (_num_bytes_of_layer(long) - _num_bytes_of_layer(short)) // 8
+        total += per_token * min(length, getattr(long, "sliding_window", length))
+    return total
 
 
-def _bytes_of_cache(sampler: TokenLogProbs, length: int) -> int:
-    token_ids = torch.zeros(1, length, dtype=torch.long, device=sampler.model.device)
-    with torch.autocast(sampler.model.device.type, torch.bfloat16, enabled=sampler.use_bfloat16):
-        cache = sampler.model(input_ids=token_ids, use_cache=True).past_key_values
-    values = [v for layer in cache.layers for v in vars(layer).values() if isinstance(v, Tensor)]
-    return sum(v.nbytes for v in values)
+def _cache_of(sampler: TokenLogProbs, length: int) -> transformers.DynamicCache:
+    from common.rollout.decode_batch import DecodeBatch
+    from common.rollout.generate import evaluation_mode
+
+    model = sampler.model
+    with (
+        evaluation_mode(model),
+        torch.autocast(model.device.type, torch.bfloat16, enabled=sampler.use_bfloat16),
+    ):
+        return DecodeBatch.read(model, [(0,) * length]).cache
+
+
+def _num_bytes_of_layer(layer: object) -> int:
+    """Of the tokens that it has, without the room for others."""
+    held = (getattr(layer, name, None) for name in ("keys", "values"))
+    return sum(one.numel() * one.element_size() for one in held if one is not None)
 
 
 def _gigabytes(count: int) -> str:

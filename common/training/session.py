@@ -36,6 +36,7 @@ from common.logger.recorder import Recorder
 from common.logger.timer import Timer
 from common.logger.tool_metrics import conversation_metrics, tool_evaluation_metrics
 from common.models.device import resolve_device
+from common.models.vocabulary import num_tokens
 from common.replay_buffer import Experience, LogProbModel, experiences_from, totals_of
 from common.rewards.answers import is_correct as is_right_answer
 from common.rewards.judge import Judge
@@ -175,7 +176,7 @@ def open_session(
                 yield session
                 session.end_step()
                 if config.dry_run:
-                    for line in memory_plan(config, models, learner):
+                    for line in memory_plan(config, models, learner, num_tokens(tokenizer)):
                         say(line)
             session.close()
 
@@ -333,6 +334,8 @@ class Session:
 
     def close(self) -> None:
         """Save, and say what was achieved; a run that has steps left exits by its reason to."""
+        if self.config.dry_run:
+            return
         self.state.save()
         step = self.steps_done
         if not self.finished:

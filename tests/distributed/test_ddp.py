@@ -55,6 +55,13 @@ def flags_of(name: str, steps: int) -> tuple[str, ...]:
     return (*SMALL, *of_entropy, "--run-name", name, "--max-steps", str(steps))
 
 
+# Sets of tokens to choose from, scores that all ranks need, and experiences that move twice.
+TOLD = (
+    *("--epochs-per-step", "2", "--top-p", "0.9", "--kl-in", "reward", "--overlong", "mask"),
+    *("--dynamic-sampling", "2", "--histogram-interval", "2"),
+)
+
+
 def long_flags(root: Path, name: str = "r") -> tuple[str, ...]:
     """A run that is long enough to be disturbed."""
     flags = (*flags_of(name, 6), "--checkpoint-interval", "2", *QUIET)
@@ -84,6 +91,7 @@ def launched(tmp_path_factory) -> Launched:
     command = one_after_another(
         ("gradients", str(root)),
         ("float64", *flags_of("two", 3), *where),
+        ("float64", *flags_of("told", 3), *QUIET, *where, *TOLD),
         ("run", *long_flags(root, "straight")),
         ("nan", *flags_of("nan", 3), *QUIET, *where),
         ("refused", *flags_of("two", 3), *where),
@@ -181,6 +189,21 @@ def test_one_and_two_processes_have_the_same_rows(launched, tmp_path):
     steps = [row for row in read_rows(two / "metrics.jsonl") if "training_step/loss" in row]
     assert len(steps) == 6
     assert [row["training_step/ratio_max"] == 1 for row in steps] == [True, False] * 3
+
+
+def test_what_ranks_tell_one_another_of_every_kind_makes_the_rows_of_one(launched, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        use_float64(patch)
+        train_here(*flags_of("one", 3), *QUIET, *TOLD, experiment=EXPERIMENT, log_dir=tmp_path)
+    assert_same_but_for_rounding(launched.directory("told"), directory_of(tmp_path, "one"))
+
+
+def test_a_run_says_how_much_its_first_rank_was_told(launched):
+    """3 of 6 groups of 4 completions: at least 280 bytes each; at most all of a conversation."""
+    rows = read_rows(launched.directory("straight") / "metrics.jsonl")
+    told = [row["ddp/received_bytes"] for row in rows if "ddp/received_bytes" in row]
+    assert len(told) == 6
+    assert all(12 * 280 < bytes_told < 60_000 for bytes_told in told)
 
 
 def test_the_first_rank_alone_writes(launched):

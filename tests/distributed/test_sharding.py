@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from tests.distributed.launching import (
     assert_same_but_for_rounding,
     assert_same_run,
     assert_third_step_was_skipped,
     finish,
+    free_port,
     kill_a_rank,
     launch,
     left_over,
     one_after_another,
     wait_for_rows,
+    workers,
 )
 from tests.distributed.test_ddp import (
     QUIET,
@@ -30,7 +35,7 @@ from tests.distributed.test_ddp import (
     loss_of,
 )
 from tests.distributed.worker import DTYPES, OBJECTIVES, SPLITS, make_policy, use_float64
-from tests.helpers import SMALL_TALK, complain, load_script, read_rows, train_here
+from tests.helpers import REPOSITORY, SMALL_TALK, complain, load_script, read_rows, train_here
 from tests.variants import VARIANTS
 
 pytestmark = pytest.mark.slow
@@ -38,6 +43,14 @@ pytestmark = pytest.mark.slow
 EXPERIMENT = "experiment_base"
 TALKING = "experiment_multiturn_tool_calling"
 LORA = ("--lora-rank", "4", "--lr", "1e-3")
+# Runs in float64 that one process repeats.
+EXACT = {
+    "two": (),
+    "three": (),
+    "lora": LORA,
+    "offloaded": ("--offload", "optimizer"),
+    "checkpointing": ("--gradient-checkpointing",),
+}
 # Ranks of a job, and how many of them have a whole model together.
 JOBS = {2: 2, 3: 3, 4: 2}
 
@@ -67,9 +80,8 @@ def launched(tmp_path_factory) -> Launched:
     printed = ""
     for ranks, cases in {
         2: (
-            ("float64", *flags("two", 3, root)),
+            *(("float64", *flags(n, 3, root), *EXACT[n]) for n in EXACT if n != "three"),
             ("run", *flags("straight", 6, root)),
-            ("run", *flags("lora", 2, root), *LORA),
             ("nan", *flags("nan", 3, root)),
         ),
         3: (("float64", *flags("three", 3, root)),),
@@ -131,14 +143,41 @@ def test_a_rank_holds_its_part_of_all_that_a_learner_keeps(launched, ranks):
         assert 0.9 / JOBS[ranks] < share < 1.1 / JOBS[ranks]
 
 
-@pytest.mark.parametrize("name", ["two", "three"])
-def test_one_process_and_several_have_the_same_rows(launched, tmp_path, name):
+@pytest.mark.parametrize("name", EXACT)
+def test_one_process_and_several_have_the_same_rows_and_weights(launched, tmp_path, name):
     with pytest.MonkeyPatch.context() as patch:
         use_float64(patch)
-        interval = ("--checkpoint-interval", "2")
-        train_here(*flags_of("one", 3), *QUIET, *interval, log_dir=tmp_path)
-    one = tmp_path / EXPERIMENT / "one"
-    assert_same_but_for_rounding(launched.directory(name), one)
+        given = ("--checkpoint-interval", "2", *EXACT[name])
+        train_here(*flags_of("one", 3), *QUIET, *given, log_dir=tmp_path)
+    one, several = tmp_path / EXPERIMENT / "one", launched.directory(name)
+    assert_same_but_for_rounding(several, one)
+    file = "adapter_model.safetensors" if name == "lora" else "model.safetensors"
+    weights, found = (
+        load_file(each / "checkpoints" / "step_000003" / file) for each in (one, several)
+    )
+    assert found.keys() == weights.keys()
+    for weight, expected in weights.items():
+        torch.testing.assert_close(found[weight], expected, rtol=0, atol=1e-9)
+
+
+def test_in_bfloat16_weights_and_averages_stay_in_float32(tmp_path):
+    bfloat16 = ("--dtype", "bfloat16")
+    process = launch("train.py", *flags("two", 2, tmp_path), *bfloat16, experiment=EXPERIMENT)
+    code, printed = finish(process)
+    assert code == 0, printed
+    train_here(*flags_of("one", 2), *QUIET, *bfloat16, log_dir=tmp_path)
+    norms = [
+        [row["training_step/grad_norm"] for row in rows if "training_step/grad_norm" in row]
+        for rows in (
+            read_rows(tmp_path / EXPERIMENT / name / "metrics.jsonl") for name in ("one", "two")
+        )
+    ]
+    assert norms[1][0] == pytest.approx(norms[0][0], rel=0.02)
+    checkpoint = tmp_path / EXPERIMENT / "two" / "checkpoints" / "step_000002"
+    weights = load_file(checkpoint / "model.safetensors")
+    part = torch.load(checkpoint / "parts" / "optimizer_00000.pt")
+    averages = [value for state in part.values() for value in state.values() if value.ndim]
+    assert {value.dtype for value in (*weights.values(), *averages)} == {torch.float32}
 
 
 def test_what_is_not_finite_on_one_rank_is_skipped_by_all_and_counted_once(launched):
@@ -156,7 +195,7 @@ def test_a_checkpoint_is_a_whole_model_and_a_part_of_the_optimizer_for_each_rank
 
 
 def test_a_checkpoint_of_adapters_holds_those_alone(launched):
-    checkpoint = launched.directory("lora") / "checkpoints" / "step_000002"
+    checkpoint = launched.directory("lora") / "checkpoints" / "step_000003"
     assert (checkpoint / "adapter_model.safetensors").stat().st_size < 1e6
     assert not (checkpoint / "model.safetensors").exists()
     rows = read_rows(launched.directory("lora") / "metrics.jsonl")
@@ -179,17 +218,24 @@ def test_a_killed_rank_ends_the_job_and_the_resumed_run_is_exact(tmp_path, strai
     assert_same_run(tmp_path / EXPERIMENT / "r", straight)
 
 
-def test_a_run_that_sigterm_stopped_is_resumed_by_another_number_of_ranks(tmp_path):
-    process = launch("train.py", *flags("r", 6, tmp_path), experiment=EXPERIMENT)
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_a_signal_stopped_is_resumed_by_another_number_of_ranks(tmp_path, stop):
+    """Ctrl-C reaches the launcher and all ranks."""
+    offloaded = ("--offload", "optimizer") if stop == signal.SIGINT else ()
+    process = launch("train.py", *flags("r", 6, tmp_path), *offloaded, experiment=EXPERIMENT)
     directory = tmp_path / EXPERIMENT / "r"
     wait_for_rows(directory / "metrics.jsonl", 5, process)
-    process.send_signal(signal.SIGTERM)
+    reached = [process, *workers(process).values()] if stop == signal.SIGINT else [process]
+    for one in reached:
+        one.send_signal(stop)
     code, printed = finish(process, timeout=60)
     assert code != 0
     assert "(--resume continues)" in printed
     assert left_over(tmp_path) == []
     resuming = launch(
-        *("train.py", *flags("r", 6, tmp_path), "--resume"), processes=3, experiment=EXPERIMENT
+        *("train.py", *flags("r", 6, tmp_path), *offloaded, "--resume"),
+        processes=3,
+        experiment=EXPERIMENT,
     )
     code, printed = finish(resuming)
     assert code == 0, printed
@@ -197,6 +243,33 @@ def test_a_run_that_sigterm_stopped_is_resumed_by_another_number_of_ranks(tmp_pa
     assert "not the same number for number" in printed
     last = directory / "checkpoints" / "step_000006"
     assert len(list((last / "parts").iterdir())) == 3
+
+
+def test_a_dry_run_says_what_each_rank_holds(tmp_path):
+    """The bundled model has 3.48 MB of weights."""
+    given = ("--dry-run", "--shard", "--device", "cpu", "--no-wandb", "--log-dir", str(tmp_path))
+    code, printed = finish(launch("train.py", *given, experiment=EXPERIMENT))
+    assert code == 0, printed
+    assert (
+        "each process holds 1.74 MB of weights, 1.74 MB of gradients, 3.48 MB of AdamW's averages, "
+        "1.74 MB of the reference, 3.48 MB of a whole copy that samples\n"
+    ) in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["sharded", "hybrid", "multi-turn", "multi-turn, sharded"])
+def test_two_launchers_as_if_on_two_machines_give_the_losses_of_one(kind):
+    options = (f"--port={free_port()}", "--steps", "2", "--only", kind)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.two_machines", *options],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("the same, to the last digit\n")
 
 
 def test_conversations_are_learned_from_in_parts(tmp_path):

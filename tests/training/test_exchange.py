@@ -80,7 +80,9 @@ def batches(draw: st.DrawFn) -> list[Group]:
 def heard(groups: Sequence[Group]) -> list[Group]:
     """As a rank has them that has sampled none of them."""
     travelled = pickle.loads(pickle.dumps([told(group) for group in groups]))
-    return [replace(new, task=old.task) for new, old in zip(travelled, groups, strict=True)]
+    return [
+        replace(new, task=old.task, holder=1) for new, old in zip(travelled, groups, strict=True)
+    ]
 
 
 @given(groups=batches())
@@ -110,7 +112,7 @@ def test_what_ranks_hear_has_neither_tokens_nor_words_and_says_so():
     travelled = pickle.dumps(told(group))
     for word in (b"secret", b"two and two", b"2+2", b"too long"):
         assert word not in travelled
-    (outline,) = heard([group])[0].rollouts
+    (outline,), (other,) = (heard([group])[0].rollouts for _ in range(2))
     for read in (
         lambda: outline.completion.strip(),
         lambda: outline.completion.messages,
@@ -118,6 +120,9 @@ def test_what_ranks_hear_has_neither_tokens_nor_words_and_says_so():
         lambda: f"{outline.completion}",
         lambda: outline.trajectory.token_ids,
         lambda: outline.trajectory.log_probs,
+        lambda: {outline.completion},
+        lambda: outline.completion == other.completion,
+        lambda: outline.trajectory == other.trajectory,
     ):
         with pytest.raises(LookupError, match="with the rank that sampled it"):
             read()
@@ -125,6 +130,8 @@ def test_what_ranks_hear_has_neither_tokens_nor_words_and_says_so():
         assert "secret" in outline.completion
     with pytest.raises(AttributeError):
         outline.completion.calls[0].reply  # noqa: B018
+    with pytest.raises(ValueError, match="which rank has the group of task 0 whole"):
+        experiences_from([replace(one, holder=None) for one in heard([group])])
     (experience,) = experiences_from(heard([group]))
     with pytest.raises((RuntimeError, NotImplementedError)):
         experience.log_probs_sampler.tolist()
