@@ -29,6 +29,11 @@ class ThreadRanks(Ranks):
     def to_first(self, value: Any) -> list[Any]:
         return self.merge(value) if self.index == 0 else self._exchange(pickle.dumps(value))[:0]
 
+    def each(self, work: Callable[[], Any]) -> Any:
+        done = work()
+        self._exchange(None)
+        return done
+
     def trade(self, parcels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         found = [sent[self.index] for sent in self._exchange(list(parcels))]
         self.received += sum(map(len, found)) - len(found[self.index])

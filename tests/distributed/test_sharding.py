@@ -42,6 +42,7 @@ pytestmark = pytest.mark.slow
 
 EXPERIMENT = "experiment_base"
 TALKING = "experiment_multiturn_tool_calling"
+SEARCHING = "experiment_multiturn_qa"
 LORA = ("--lora-rank", "4", "--lr", "1e-3")
 # Runs in float64 that one process repeats.
 EXACT = {
@@ -270,6 +271,27 @@ def test_two_launchers_as_if_on_two_machines_give_the_losses_of_one(kind):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("the same, to the last digit\n")
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    ["experiment_drgrpo", "experiment_accelerate", "experiment_accelerate_ddp", SEARCHING],
+)
+def test_every_experiment_learns_in_parts(tmp_path, experiment):
+    """Beside the base and the calling of tools."""
+    given = SMALL_TALK if experiment == SEARCHING else ("--rollouts-per-step", "4")
+    given = (*given, "--no-wandb", "--no-tensorboard", "--device", "cpu", "--max-steps", "2")
+    process = launch(
+        *("train.py", *given, "--eval-samples", "0", "--run-name", "two", "--shard"),
+        *("--log-dir", str(tmp_path)),
+        experiment=experiment,
+    )
+    code, printed = finish(process)
+    assert code == 0, printed
+    rows = read_rows(tmp_path / experiment / "two" / "metrics.jsonl")
+    norms = [row["training_step/grad_norm"] for row in rows if "training_step/grad_norm" in row]
+    assert len(norms) >= 2
+    assert max(norms) > 0
 
 
 def test_conversations_are_learned_from_in_parts(tmp_path):
