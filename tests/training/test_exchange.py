@@ -18,7 +18,7 @@ from common.logger.media import Histogram
 from common.logger.metrics import evaluation_metrics, rollout_metrics
 from common.logger.tool_metrics import conversation_metrics, tool_evaluation_metrics
 from common.models.kept_sets import KeptSets
-from common.replay_buffer import Experience, elsewhere, experiences_from
+from common.replay_buffer import Experience, ReplayBuffer, elsewhere, experiences_from
 from common.rewards.outcome import Failure
 from common.rewards.transcript import Message, Transcript
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
@@ -31,6 +31,8 @@ from common.training.exchange import (
     told,
     whole_where_logged,
 )
+from tests.distributed.worker import make_learner, make_policy
+from tests.helpers import random_experiences
 
 SCORES = ("log_probs_old", "log_probs_ref", "entropy")
 
@@ -332,3 +334,43 @@ def test_the_first_rank_has_whole_what_it_logs():
 def test_numbers_that_are_elsewhere_cannot_be_computed_with():
     with pytest.raises((RuntimeError, NotImplementedError)):
         float(elsewhere(2).sum())
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_whether_something_is_known_is_the_same_on_all_ranks(records):
+    """Also where a script leaves out `batch.record`, which keeps the entropies: what one rank had
+    and another had not could not be handed over in the next epoch."""
+    everything = [
+        replace(one, log_probs_old=None, scored_at=0, holder=number % 2)
+        for number, one in enumerate(random_experiences(9))
+    ]
+
+    def learn(ranks: ThreadRanks) -> list[Experience]:
+        learner = make_learner(make_policy(torch.float32), ranks, 4)
+        learner.config = replace(learner.config, epochs_per_step=2, train_batch_size=4)
+        seen, buffer = as_seen_by(ranks.index, everything), ReplayBuffer()
+        buffer.extend(seen)
+        for batch in learner.optimizer_batches(1, buffer):
+            for micro in batch.micro_batches():
+                log_probs, entropy = learner.policy(
+                    micro.token_ids, micro.attention_mask, micro.sampled
+                )
+                tokens = micro.tokens(log_probs, batch.totals)
+                loss = -(log_probs * tokens.advantages).sum()
+                loss.backward()
+                if records:
+                    log_ratio = log_probs - tokens.log_probs_old
+                    batch.record(micro, log_ratio, loss, 0.0, entropy, None, None)
+            batch.step(learner.optimizer)
+        return seen
+
+    first, second = on_ranks(2, learn)
+    for one, other in zip(first, second, strict=True):
+        assert one.holder == other.holder
+        for name in SCORES:
+            assert (getattr(one, name) is None) == (getattr(other, name) is None)
+        held, told_of = (one, other) if one.holder == 0 else (other, one)
+        assert held.log_probs_old is not None
+        assert not held.log_probs_old.is_meta
+        assert told_of.token_ids.is_meta
+    assert any(one.entropy is None for one in first) != records
