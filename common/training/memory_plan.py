@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -40,9 +41,12 @@ def memory_plan(
     with learner.timer("train"), peak_memory(learner.policy.model.device) as peak:
         learn_from_random_tokens(learner, count, config.max_length, known_tokens)
     what = "a sequence" if count == 1 else f"{count} sequences"
+    device = learner.policy.model.device
     yield (
         f"learning from {what} of {config.max_length:,} tokens, as many as go through the model at "
-        f"once, takes {_gigabytes(peak.num_bytes)} at its most, all that is held included"
+        f"once, takes {_gigabytes(peak.num_bytes)} at its most, all that is held included, of "
+        f"{_gigabytes(memory_of(device))} that the {'GPU' if device.type == 'cuda' else 'machine'} "
+        "has"
     )
 
 
@@ -93,6 +97,13 @@ def _parts(config: TrainConfig, models: Models) -> Iterator[str]:
         yield f"{_gigabytes(others)} of the reference"
     if models.sampler is not models.policy:
         yield f"{_gigabytes(num_bytes(models.sampler.parameters()))} of a whole copy that samples"
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of a GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
