@@ -25,6 +25,9 @@ from common.rollout.outline import Outline
 from common.rollout.trajectory import Group, Rollout, Trajectory
 
 LogProbModel = TokenLogProbs | AdaptersOff
+
+# What models say of an experience's tokens: None until they have.
+SCORES = ("log_probs_old", "log_probs_ref", "entropy")
 Waiting = TypeVar("Waiting")
 
 
@@ -88,7 +91,7 @@ class Experience:
         """Let go of what another rank has now."""
         nothing = elsewhere(len(self))
         self.token_ids, self.log_probs_sampler, self.kept = nothing.long(), nothing, None
-        for name in ("log_probs_old", "log_probs_ref", "entropy"):
+        for name in SCORES:
             if getattr(self, name) is not None:
                 setattr(self, name, nothing)
 

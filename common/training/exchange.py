@@ -18,13 +18,11 @@ from torch import Tensor
 
 from common.logger.media import Histogram, extremes
 from common.models.kept_sets import KeptSets
-from common.replay_buffer import Experience
+from common.replay_buffer import SCORES, Experience
 from common.rollout.outline import outline
 from common.rollout.trajectory import Group, Rollout
 from common.tasks.task import Task
 from common.training.ranks import Ranks
-
-_SCORES = ("log_probs_old", "log_probs_ref", "entropy")
 
 # In the place of a task that all ranks have.
 _KNOWN = Task(-1, "", "")
@@ -116,7 +114,7 @@ def _packed(experiences: Sequence[Experience], *, whole: bool) -> Tensor:
             if one.kept is not None:
                 columns["kept"].append(one.kept.token_ids)
                 columns["kept_sizes"].append(one.kept.sizes)
-        for name in _SCORES:
+        for name in SCORES:
             values = getattr(one, name)
             if values is not None:
                 columns[name].append(values[one.sampled.to(values.device)].cpu())
@@ -136,7 +134,7 @@ def _unpack(parcel: Tensor, experiences: Iterable[Experience]) -> None:
 
     for one in experiences:
         sampled = int(one.sampled.sum())
-        names = [name for name in _SCORES if getattr(one, name) is not None]
+        names = [name for name in SCORES if getattr(one, name) is not None]
         if "token_ids" in columns:
             one.token_ids = take("token_ids", len(one)).long()
             if take("restricted", 1):

@@ -37,7 +37,7 @@ from common.training.ranks import Ranks
 from common.training.seeding import stream
 
 # What an optimizer step on policy finds out of its experiences.
-_SCORES = ("log_probs_old", "entropy")
+_OF_POLICY = ("log_probs_old", "entropy")
 
 
 class Learner:
@@ -243,14 +243,16 @@ class OptimizerBatch:
 
     def _scored(self) -> set[str]:
         """What all experiences of this share have of the policy that sampled."""
-        return {name for name in _SCORES if all(getattr(o, name) is not None for o in self._share)}
+        return {
+            name for name in _OF_POLICY if all(getattr(o, name) is not None for o in self._share)
+        }
 
     def _keep_scores(self, known: Collection[str]) -> None:
         """Have on the CPU what the policy that sampled says, as far as all ranks know it; of other
         shares it is known that they have it."""
         own = set(map(id, self._share))
         for one in self._learner.that_teach(self._experiences):
-            for name in _SCORES:
+            for name in _OF_POLICY:
                 row = getattr(one, name)
                 if name not in known:
                     setattr(one, name, None)

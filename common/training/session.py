@@ -175,7 +175,7 @@ def open_session(
             with suppress(Interrupted), timer.explain_lack_of_memory():
                 yield session
                 session.end_step()
-                if config.dry_run:
+                if config.dry_run and session.finished:
                     for line in memory_plan(config, models, learner, num_tokens(tokenizer)):
                         say(line)
             session.close()
@@ -334,14 +334,14 @@ class Session:
 
     def close(self) -> None:
         """Save, and say what was achieved; a run that has steps left exits by its reason to."""
-        if self.config.dry_run:
-            return
-        self.state.save()
         step = self.steps_done
+        if not self.config.dry_run:
+            self.state.save()
+            if not self.finished:
+                self.logger.say(
+                    f"stopped after step {step} (--resume continues): {self.run.directory.path}"
+                )
         if not self.finished:
-            self.logger.say(
-                f"stopped after step {step} (--resume continues): {self.run.directory.path}"
-            )
             sys.exit(self.interruption.exit_code)
         final = {
             **self.statistics.final(self.learner.global_step),

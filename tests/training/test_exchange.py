@@ -18,7 +18,7 @@ from common.logger.media import Histogram
 from common.logger.metrics import evaluation_metrics, rollout_metrics
 from common.logger.tool_metrics import conversation_metrics, tool_evaluation_metrics
 from common.models.kept_sets import KeptSets
-from common.replay_buffer import Experience, ReplayBuffer, elsewhere, experiences_from
+from common.replay_buffer import SCORES, Experience, ReplayBuffer, elsewhere, experiences_from
 from common.rewards.outcome import Failure
 from common.rewards.transcript import Message, Transcript
 from common.rollout.trajectory import Group, Rollout, Segment, Trajectory
@@ -33,9 +33,6 @@ from common.training.exchange import (
 )
 from tests.distributed.worker import make_learner, make_policy
 from tests.helpers import random_experiences
-
-SCORES = ("log_probs_old", "log_probs_ref", "entropy")
-
 
 CALLS = [
     CallRecord("calculator", "ok", "answered", "4", 0.25, {"expression": "2+2"}),

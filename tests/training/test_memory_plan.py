@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
 from common.flags.parsing import parse_config
 from common.models.load import ModelOptions, load_policy, load_tokenizer
 from common.models.log_probs import TokenLogProbs
+from common.training.interruption import Interruption
 from common.training.memory_plan import bytes_of_conversation, num_bytes, rows_of_a_micro_batch
-from tests.helpers import load_script, train_here
+from tests.helpers import load_script, run_here, train_here
 from tests.small_models import ARCHITECTURES, build_model
 
 
@@ -100,3 +103,17 @@ def test_a_dry_run_of_a_model_that_embeds_more_than_its_tokenizer_knows(tmp_path
     flags = ("--dry-run", "--model-name", str(tmp_path / "model"), "--max-length", "160")
     said = train_here(*flags, "--max-completion-tokens", "16", log_dir=tmp_path / "runs")
     assert "learning from" in said
+
+
+def test_a_dry_run_that_is_stopped_says_no_more_and_exits_as_a_run_does(tmp_path, monkeypatch):
+    def note(interruption):
+        interruption._signal = signal.SIGINT
+        return True
+
+    monkeypatch.setattr(Interruption, "requested", property(note))
+    flags = ["--dry-run", "--log-dir", str(tmp_path)]
+    code, output, errors = run_here(load_script("experiment_base"), flags)
+    assert code == 130
+    assert "each process holds" not in output
+    assert errors == ""
+    assert not list(tmp_path.iterdir())
